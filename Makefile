@@ -1,0 +1,50 @@
+# Every target works alone on a fresh clone, with nothing but python3 (3.11 or newer, with venv) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+ARGS ?=
+
+.PHONY: help serve test lint format lock clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+serve: .venv/serve  ## Serve http://localhost:3000 from ./chatstate.db (ARGS="--port 3001" for more)
+	@exec $(BIN)/chatstate serve $(ARGS)
+
+test: .venv/dev  ## Run all tests, on SQLite and on real PostgreSQL servers that come with the test tools
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/dev  ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/dev  ## Mend the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with hashes
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
+		pyproject.toml --group build --output-file requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
+		pyproject.toml --group build --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+clean:  ## Remove what was installed
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "chatstate needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv (once; it takes less than a minute)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is missing. On Debian: apt-get install python3-venv" >&2; exit 1; }
+
+.venv/serve: requirements.txt pyproject.toml | .venv/pyvenv.cfg
+	@$(PIP) --require-hashes -r requirements.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements-dev.txt pyproject.toml | .venv/pyvenv.cfg
+	@$(PIP) --require-hashes -r requirements-dev.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@

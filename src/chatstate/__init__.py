@@ -1,0 +1,25 @@
+"""chatstate: the session server for chatbots. A bot saves its whole state under one id and finds it again anywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chatstate.http.app import create_app
+    from chatstate.stores import create_store
+
+__all__ = ["__version__", "create_app", "create_store"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # The server is imported when it is asked for: `import chatstate` alone stays light.
+    if name == "create_app":
+        from chatstate.http.app import create_app
+
+        return create_app
+    if name == "create_store":
+        from chatstate.stores import create_store
+
+        return create_store
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

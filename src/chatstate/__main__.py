@@ -1,0 +1,7 @@
+"""`python -m chatstate`."""
+
+from __future__ import annotations
+
+from chatstate.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""The command line: `chatstate`, `chatstate serve`, `chatstate migrate`, `chatstate version`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chatstate import __version__
+from chatstate.config import LOOPBACK, SETTINGS, Settings, load_settings
+from chatstate.errors import ChatStateError, StartError
+from chatstate.http.app import create_app
+from chatstate.http.server import bind, run
+from chatstate.stores import Store, StoreStatus, create_store
+
+Command = Callable[..., Any]
+
+
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Gives a command the flags of these settings (all of them when none is named)."""
+
+    def decorate(command: Command) -> Command:
+        for setting in reversed(SETTINGS):
+            if not names or setting.name in names:
+                switch = {"is_flag": True, "default": None} if setting.default is False else {"metavar": "VALUE"}
+                text = f"{setting.help} [{', '.join(setting.variables)}]"
+                command = click.option(setting.flag, setting.name, help=text, **switch)(command)
+        return command
+
+    return decorate
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Settings may also stand in the environment, or in a file .env in the current folder.",
+)
+@click.version_option(__version__, message="chatstate %(version)s")
+@with_settings()
+@click.pass_context
+def main(context: click.Context, /, **flags: Any) -> None:
+    """The session server for chatbots. Without a command: serve."""
+    if context.invoked_subcommand is None:
+        _serve(flags)
+    elif any(value is not None for value in flags.values()):
+        raise click.UsageError(f"Write the options behind the command: chatstate {context.invoked_subcommand} …")
+
+
+@main.command()
+@with_settings()
+def serve(**flags: Any) -> None:
+    """Serve sessions on this machine until Ctrl+C or SIGTERM."""
+    _serve(flags)
+
+
+def _serve(flags: Mapping[str, Any]) -> None:
+    with _mistakes_explained():
+        settings = load_settings(flags, _folder())
+        store = _store(settings, owner=True)
+        sockets = bind(LOOPBACK[settings.host], settings.port)
+        app = create_app(store, max_state_bytes=settings.max_state_bytes, require_json=settings.require_json)
+
+        async def greet() -> None:
+            click.echo(_banner(settings, await store.status()))
+
+        run(app, sockets, greet)
+        click.echo("Stopped; everything that was accepted has been answered.")
+
+
+def _folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:
+        raise StartError("The current folder does not exist any more. Change to another one: cd ~") from None
+
+
+def _store(settings: Settings, owner: bool) -> Store:
+    return create_store(
+        settings.store, owner=owner, pool_size=settings.pool_size, allow_unsafe=settings.allow_unsafe_durability
+    )
+
+
+def _banner(settings: Settings, status: StoreStatus) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    return f"""\
+chatstate {__version__} listens on {url}
+
+  store       {status.store}
+  durability  {status.durability}
+  reference   {url}/docs
+
+Try it:
+
+  curl -X POST {url}/chat-state-sessions -H "Content-Type: application/json" \\
+    -d '{{"user_session_id": "session_12345", "chat_state": "{{\\"messages\\": []}}"}}'
+  curl {url}/chat-state-sessions/session_12345
+
+Stop with Ctrl+C.
+"""
+
+
+@main.command()
+@with_settings("store", "pool_size", "allow_unsafe_durability")
+@click.option(
+    "--print", "print_only", is_flag=True, help="Print the SQL for those who run it by hand, and change nothing."
+)
+def migrate(print_only: bool, **flags: Any) -> None:
+    """Make the tables, or bring those that are there to this version.
+
+    `chatstate serve` does the same at its start; this command is for those who want it done at another time, or by
+    another user. Running it twice is fine, also while servers are working.
+    """
+    with _mistakes_explained():
+        settings = load_settings(flags, _folder())
+        store = _store(settings, owner=False)
+        if print_only:
+            click.echo(store.migration_sql())
+        else:
+            applied = asyncio.run(_migrate(store))
+            click.echo("\n".join(f"applied {name}" for name in applied) or "Nothing to do: the tables are up to date.")
+
+
+async def _migrate(store: Store) -> list[str]:
+    try:
+        await store.open()
+        return await store.migrate()
+    finally:
+        await store.close()
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"chatstate {__version__}")
+
+
+@contextmanager
+def _mistakes_explained() -> Iterator[None]:
+    """Prints our errors as one message with its repair, and ends the process with status 1."""
+    try:
+        yield
+    except ChatStateError as error:
+        click.secho(f"chatstate: {error.message}", err=True, fg="red")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

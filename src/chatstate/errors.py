@@ -1,0 +1,144 @@
+"""Everything that can go wrong, as one tree.
+
+    ChatStateError
+    ├── InvalidRequest             the request breaks a rule; `errors` names each offending member
+    │   ├── InvalidJson            the body is not the JSON that it claims to be
+    │   └── InvalidPrecondition    If-Match or If-None-Match cannot be parsed
+    ├── BodyTooLarge               the body, or the state in it, is over the limit
+    ├── UnsupportedMediaType       the body is not application/json in UTF-8
+    ├── ForbiddenHost              the Host header does not name this machine
+    ├── ForbiddenOrigin            a page of another site sent the request
+    ├── SessionNotFound            no session has this id
+    ├── PreconditionFailed         the session is not in the state that the client expects; `current` says which
+    ├── StoreError
+    │   ├── StoreUnavailable       the store cannot answer; nothing was written
+    │   │   ├── StoreBusy          too much work is waiting
+    │   │   │   └── SessionLocked  another program holds this session's row
+    │   │   └── StoreFull          the disk or the database has no room left
+    │   ├── OutcomeUnknown         the connection broke while the store was committing
+    │   └── WriteRefused           the store cannot keep this very value
+    └── StartError                 the server cannot start; the message says what mends it
+        ├── InvalidSetting         a setting has a value that cannot be used
+        ├── StoreUnreachable       the database cannot be opened with what the store URL says
+        └── SchemaMismatch         the database holds tables that this version cannot work with
+
+Each class has a stable `code` that clients may rely on; its docstring's first line is the default message. Which HTTP
+status a code becomes is decided in `chatstate.http.problems` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from chatstate.model import Tag
+
+
+class Finding(NamedTuple):
+    """One offending member of a request: its name (a header's or a JSON member's) and what is wrong with it."""
+
+    member: str
+    detail: str
+
+
+class ChatStateError(Exception):
+    """The request could not be carried out."""
+
+    code: ClassVar[str] = "error"
+
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        cls.code = code or cls.code
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or self.code).splitlines()[0])
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+
+class InvalidRequest(ChatStateError, code="invalid_request"):
+    """The request breaks a rule of this API."""
+
+    def __init__(self, message: str | None = None, errors: tuple[Finding, ...] = ()) -> None:
+        super().__init__(message or "; ".join(f"{error.member}: {error.detail}" for error in errors) or None)
+        self.errors = errors
+
+
+class InvalidJson(InvalidRequest, code="invalid_json"):
+    """The body is not valid JSON (RFC 8259) in UTF-8."""
+
+
+class InvalidPrecondition(InvalidRequest, code="invalid_precondition"):
+    """If-Match and If-None-Match take `*` or a list of quoted entity tags (RFC 9110, section 8.8.3)."""
+
+
+class BodyTooLarge(ChatStateError, code="too_large"):
+    """The chat state is larger than this server accepts."""
+
+
+class UnsupportedMediaType(ChatStateError, code="unsupported_media_type"):
+    """Send the body as JSON in UTF-8, with `Content-Type: application/json`."""
+
+
+class ForbiddenHost(ChatStateError, code="forbidden_host"):
+    """This server answers only requests whose Host header names this machine (localhost, 127.0.0.1 or [::1])."""
+
+
+class ForbiddenOrigin(ChatStateError, code="forbidden_origin"):
+    """This server answers only pages that are served from this machine (localhost, 127.0.0.1 or [::1])."""
+
+
+class SessionNotFound(ChatStateError, code="session_not_found"):
+    """No session has this id."""
+
+
+class PreconditionFailed(ChatStateError, code="precondition_failed"):
+    """The session has changed since you read it: load it again, merge, and save with its current ETag."""
+
+    def __init__(self, current: Tag | None) -> None:
+        super().__init__(None if current else "The session does not exist, and the request expects that it does.")
+        self.current = current
+
+
+class StoreError(ChatStateError, code="store_error"):
+    """The store could not carry out the request."""
+
+
+class StoreUnavailable(StoreError, code="store_unavailable"):
+    """The store cannot answer at the moment. Nothing was written; try again."""
+
+
+class StoreBusy(StoreUnavailable, code="store_busy"):
+    """Too much work is waiting for the store. Nothing was written; try again."""
+
+
+class SessionLocked(StoreBusy, code="session_locked"):
+    """Another program holds this session in the database. Nothing was written; try again."""
+
+
+class StoreFull(StoreUnavailable, code="store_full"):
+    """The store has no room left on its disk. Nothing was written."""
+
+
+class OutcomeUnknown(StoreError, code="outcome_unknown"):
+    """The connection to the store broke during the commit: the write may or may not be there. Load before you retry."""
+
+
+class WriteRefused(StoreError, code="write_refused"):
+    """The store cannot keep this value."""
+
+
+class StartError(ChatStateError, code="cannot_start"):
+    """The server cannot start."""
+
+
+class InvalidSetting(StartError, code="invalid_setting"):
+    """A setting has a value that cannot be used."""
+
+
+class StoreUnreachable(StartError, code="store_unreachable"):
+    """The database cannot be opened."""
+
+
+class SchemaMismatch(StartError, code="schema_mismatch"):
+    """The database holds tables that this version cannot work with."""

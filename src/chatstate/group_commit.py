@@ -1,0 +1,174 @@
+"""Group commit: while one flush is in flight, arriving work queues; then the whole queue goes as one batch.
+
+There is no timer: an idle server flushes at once, a busy one makes large batches by itself. The rules that hold here,
+each with a test in `tests/test_group_commit.py`:
+
+* work is answered only after its own flush has ended;
+* work for one key keeps its order, and a batch names a key once: the second waits for the first one's flush;
+* a batch that fails because of one item is taken apart and its items are tried alone, so none fails its neighbours; a
+  batch whose outcome is unknown is never tried again;
+* whoever waits may go away at any time: that neither cancels a flush nor stops a lane;
+* the queue is bounded by items and by bytes; over the bound, work is refused with `StoreBusy`;
+* `drain` waits until everything that was accepted has been answered.
+
+The idea is the one of group commit in databases (DeWitt et al., "Implementation Techniques for Main Memory Database
+Systems", SIGMOD 1984, section 5), moved above the store so that every store has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from typing import Generic, TypeVar
+
+from chatstate.errors import OutcomeUnknown, SessionLocked, StoreBusy, StoreUnavailable
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class _Entry(Generic[Item, Answer]):
+    """One piece of waiting work. `waiter` is done as soon as nobody waits any more, or an answer is there."""
+
+    __slots__ = ("item", "key", "size", "waiter")
+
+    def __init__(self, key: str, item: Item, size: int, waiter: asyncio.Future[Answer]) -> None:
+        self.key = key
+        self.item = item
+        self.size = size
+        self.waiter = waiter
+
+    def settle(self, answer: Answer | Exception) -> None:
+        if self.waiter.done():  # the client hung up
+            return
+        if isinstance(answer, Exception):
+            self.waiter.set_exception(answer)
+        else:
+            self.waiter.set_result(answer)
+
+
+class GroupCommit(Generic[Item, Answer]):
+    """Turns single submissions into batches for `flush`.
+
+    flush       takes items with distinct keys; gives an answer for each, in order, which may be an exception for that
+                item alone. If it raises, nothing of the batch was done (or, `OutcomeUnknown`, nobody knows).
+    lanes       how many flushes may be in flight at once.
+    batch_items, batch_bytes    the largest batch; a single larger item goes alone.
+    queue_items, queue_bytes    the most that may wait or be in flight.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]],
+        *,
+        lanes: int = 2,
+        batch_items: int = 64,
+        batch_bytes: int = 4 << 20,
+        queue_items: int = 10_000,
+        queue_bytes: int = 128 << 20,
+    ) -> None:
+        self._flush = flush
+        self._free_lanes = lanes
+        self._batch_items, self._batch_bytes = batch_items, batch_bytes
+        self._queue_items, self._queue_bytes = queue_items, queue_bytes
+        self._ready: dict[str, deque[_Entry[Item, Answer]]] = {}  # by key, in order of arrival
+        self._blocked: dict[str, deque[_Entry[Item, Answer]]] = {}  # the same, for keys that are in flight
+        self._in_flight: set[str] = set()
+        self._items = self._bytes = 0
+        self._pump_scheduled = False
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def submit(self, key: str, item: Item, size: int = 0) -> Answer:
+        """Queue the item (of `size` bytes) and wait for its answer. Raises `StoreBusy` when the queue is full."""
+        if self._items >= self._queue_items or self._bytes + size > self._queue_bytes:
+            raise StoreBusy
+        entry = _Entry[Item, Answer](key, item, size, asyncio.get_running_loop().create_future())
+        self._items += 1
+        self._bytes += size
+        self._idle.clear()
+        waiting = self._blocked if key in self._in_flight else self._ready
+        waiting.setdefault(key, deque()).append(entry)
+        self._schedule_pump()
+        return await entry.waiter
+
+    async def drain(self) -> None:
+        """Wait until all accepted work has been answered."""
+        await self._idle.wait()
+
+    def _schedule_pump(self) -> None:
+        # Not at once, but after the callbacks that are already due: requests that arrived together travel together.
+        if not self._pump_scheduled and self._ready:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        while self._free_lanes and self._ready:
+            self._free_lanes -= 1
+            task = asyncio.get_running_loop().create_task(self._run(self._take_batch()))
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
+
+    def _take_batch(self) -> list[_Entry[Item, Answer]]:
+        batch: list[_Entry[Item, Answer]] = []
+        size = 0
+        for key in list(islice(self._ready, self._batch_items)):
+            size += self._ready[key][0].size
+            if batch and size > self._batch_bytes:
+                break
+            waiting = self._ready.pop(key)
+            batch.append(waiting.popleft())
+            self._in_flight.add(key)
+            if waiting:
+                self._blocked[key] = waiting
+        return batch
+
+    async def _run(self, batch: list[_Entry[Item, Answer]]) -> None:
+        try:
+            await self._flush_or_split(batch)
+        except BaseException as error:
+            # A cancelled flush (the loop is being torn down) still answers everyone who waits.
+            self._settle(batch, [OutcomeUnknown()] * len(batch))
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._free_lanes += 1
+            self._release(batch)
+            self._schedule_pump()
+
+    async def _flush_or_split(self, batch: list[_Entry[Item, Answer]]) -> None:
+        try:
+            answers = await self._flush([entry.item for entry in batch])
+        except Exception as error:
+            if len(batch) == 1 or not _may_be_one_items_fault(error):
+                self._settle(batch, [error] * len(batch))
+                return
+            for entry in batch:
+                await self._flush_or_split([entry])
+        else:
+            self._settle(batch, answers)
+
+    @staticmethod
+    def _settle(batch: list[_Entry[Item, Answer]], answers: Sequence[Answer | Exception]) -> None:
+        for entry, answer in zip(batch, answers, strict=True):
+            entry.settle(answer)
+
+    def _release(self, batch: list[_Entry[Item, Answer]]) -> None:
+        for entry in batch:
+            self._items -= 1
+            self._bytes -= entry.size
+            self._in_flight.discard(entry.key)
+            waiting = self._blocked.pop(entry.key, None)
+            if waiting:
+                self._ready[entry.key] = waiting
+        if not self._items:
+            self._idle.set()
+
+
+def _may_be_one_items_fault(error: Exception) -> bool:
+    """Whether trying the items alone can help. A store that is down or full would only be asked more often."""
+    return isinstance(error, SessionLocked) or not isinstance(error, StoreUnavailable | OutcomeUnknown)

@@ -1,0 +1,69 @@
+"""Error answers: RFC 9457 problem documents. `STATUS` is the one table from error codes to HTTP statuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import json
+from starlette.responses import Response
+
+from chatstate.errors import ChatStateError, InvalidRequest, OutcomeUnknown, PreconditionFailed, StoreError
+from chatstate.http.wire import HEADERS, etag
+
+STATUS = {
+    "invalid_request": 400,
+    "invalid_json": 400,
+    "invalid_precondition": 400,
+    "write_refused": 400,
+    "forbidden_host": 403,
+    "forbidden_origin": 403,
+    "session_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "precondition_failed": 412,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "internal_error": 500,
+    "store_error": 503,
+    "store_unavailable": 503,
+    "store_busy": 503,
+    "session_locked": 503,
+    "store_full": 503,
+    "outcome_unknown": 503,
+}
+
+RETRY_AFTER_SECONDS = 1
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(error: ChatStateError) -> Response:
+    """The answer to a request that failed with one of our errors."""
+    members: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    if isinstance(error, InvalidRequest) and error.errors:
+        members["errors"] = [finding._asdict() for finding in error.errors]
+    if isinstance(error, PreconditionFailed) and error.current:
+        headers["ETag"] = etag(error.current)
+    if isinstance(error, OutcomeUnknown):
+        members["outcome"] = "unknown"
+    if isinstance(error, StoreError) and STATUS[error.code] == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return problem_response(error.code, error.message, members, headers)
+
+
+def problem_response(
+    code: str, detail: str, members: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """A problem document: `type`, `title`, `status`, `detail`, `code`, and what else the code brings with it."""
+    status = STATUS[code]
+    title = code.replace("_", " ").capitalize()
+    document = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(members or {}),
+    }
+    return Response(json.encode(document), status, {**HEADERS, **(headers or {})}, MEDIA_TYPE)

@@ -1,0 +1,429 @@
+"""Between HTTP and values: reading ids, bodies and preconditions from requests, writing records and tags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import quote, unquote, unquote_to_bytes
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, json
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chatstate.errors import (
+    BodyTooLarge,
+    Finding,
+    InvalidJson,
+    InvalidPrecondition,
+    InvalidRequest,
+    UnsupportedMediaType,
+)
+from chatstate.model import (
+    ABSENT,
+    ANYTHING,
+    MAX_ID_LENGTH,
+    MAX_STATE_DEPTH,
+    PRESENT,
+    Expect,
+    Session,
+    Tag,
+    check_chat_state,
+    check_user_session_id,
+    format_time,
+    json_depth,
+    none_of,
+    one_of,
+    parse_time,
+    state_size,
+)
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""On every answer: states are private, and no answer is a page that may run or load anything."""
+
+# --- The shapes of bodies. The OpenAPI document is made from them. ----------------------------------------------------
+
+# Members of requests are taken as raw JSON, so that one pass over all of them can name everything that is wrong.
+
+UserSessionId = Annotated[
+    Raw,
+    Meta(
+        description="The id under which the bot finds the session again: any text without control characters.",
+        examples=["session_12345"],
+        extra_json_schema={
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_ID_LENGTH,
+            "pattern": r"^(?!\.{1,2}$)[^\u0000-\u001f\u007f-\u009f]+$",
+        },
+    ),
+]
+ChatState = Annotated[
+    Raw,
+    Meta(
+        description=(
+            "The whole state as a string, by convention the text of a JSON document; it comes back byte for byte. "
+            "A JSON object or array is accepted too, and kept as the text that was sent."
+        ),
+        examples=['{"messages": [], "currentStep": "language"}'],
+        extra_json_schema={
+            "anyOf": [
+                {"type": "string", "pattern": r"^[^\u0000]*$", "not": {"const": "[object Object]"}},
+                {"type": "object"},
+                {"type": "array"},
+            ]
+        },
+    ),
+]
+LastActivity = Annotated[
+    Raw,
+    Meta(
+        description="When the person was last active (RFC 3339). Absent or null: now.",
+        examples=["2025-10-02T10:00:00Z"],
+        extra_json_schema={
+            "type": ["string", "null"],
+            "format": "date-time",
+            # Those that are before the year 1 or after the year 9999 in UTC.
+            "not": {"type": "string", "pattern": r"^(0000|0001-01-01.*\+|9999-12-31.*-\d\d:\d\d$)"},
+        },
+    ),
+]
+
+
+class SaveBody(Struct):
+    """A session to create or replace."""
+
+    user_session_id: UserSessionId
+    chat_state: ChatState
+    last_activity: LastActivity | UnsetType = UNSET
+
+
+class UpdateBody(Struct):
+    """What to change in a session. An absent `chat_state` stays as it is."""
+
+    chat_state: ChatState | UnsetType = UNSET
+    last_activity: LastActivity | UnsetType = UNSET
+
+
+_STATE_EXAMPLE = '{"messages": [], "currentStep": "language"}'
+_TIME_EXAMPLE = "2025-10-02T10:00:00Z"
+
+State = Annotated[str, Meta(description="The state, byte for byte as it was saved.", examples=[_STATE_EXAMPLE])]
+LastActivityTime = Annotated[
+    str,
+    Meta(
+        description="When the person was last active (RFC 3339, in UTC).",
+        examples=[_TIME_EXAMPLE],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+
+
+class SessionRecord(Struct):
+    """A session as it is stored."""
+
+    session_id: Annotated[
+        str,
+        Meta(
+            description="A UUID that the server gave the session; a new one after every deletion.",
+            examples=["0b8b9d5c-6f5e-4f0e-9a59-1c7d3c1f2a44"],
+        ),
+    ]
+    user_session_id: Annotated[str, Meta(description="The id that the bot gave it.", examples=["session_12345"])]
+    chat_state: State
+    last_activity: LastActivityTime
+    created_at: Annotated[
+        str,
+        Meta(description="When it was created.", examples=[_TIME_EXAMPLE], extra_json_schema={"format": "date-time"}),
+    ]
+    updated_at: Annotated[
+        str,
+        Meta(
+            description="When it was last written.", examples=[_TIME_EXAMPLE], extra_json_schema={"format": "date-time"}
+        ),
+    ]
+    version: Annotated[int, Meta(description="1 at first; one more with every write.", examples=[1], ge=1)]
+
+
+class LoadedState(Struct, forbid_unknown_fields=True):
+    """What a bot needs to go on: these two members and no others."""
+
+    chat_state: State
+    last_activity: LastActivityTime
+
+
+class Message(Struct):
+    """A confirmation."""
+
+    message: Annotated[str, Meta(description="What was done, for people.")]
+
+
+# --- Reading requests -------------------------------------------------------------------------------------------------
+
+
+class Limits(Struct, frozen=True):
+    """`state_bytes` is the largest state in UTF-8; escapes in JSON may double it on the wire."""
+
+    state_bytes: int = 1 << 20
+    require_json: bool = False
+
+    @property
+    def body_bytes(self) -> int:
+        return 2 * self.state_bytes + 4096
+
+
+_BROKEN_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+
+
+def decode_id(segment: str) -> str:
+    """The id in a segment of the raw path: percent-decoded once, as strict UTF-8, so that no two ids meet in one."""
+    if _BROKEN_PERCENT.search(segment):
+        raise InvalidRequest(errors=(Finding("user_session_id", "must have two hexadecimal digits after each `%`"),))
+    try:
+        user_session_id = unquote_to_bytes(segment).decode()
+        check_user_session_id(user_session_id)
+    except UnicodeDecodeError:
+        raise InvalidRequest(errors=(Finding("user_session_id", "must be percent-encoded UTF-8"),)) from None
+    except ValueError as error:
+        raise InvalidRequest(errors=(Finding("user_session_id", str(error)),)) from None
+    return user_session_id
+
+
+def encode_id(user_session_id: str) -> str:
+    """The id as a segment of a path."""
+    return quote(user_session_id, safe="")
+
+
+Body = TypeVar("Body", bound=Struct)
+
+
+async def read_body(request: Request, shape: type[Body], limits: Limits) -> Body:
+    """The body as this shape. Raises what is wrong with it: its media type, its size, its JSON, its members."""
+    _check_media_type(request.headers)
+    body = await _read_bytes(request, limits.body_bytes)
+    if not body:
+        raise InvalidJson("The body is empty; send a JSON object.")
+    try:
+        if not body.isascii():
+            body.decode()  # the parser below looks only at the members that it knows
+        try:
+            return _members(body, shape)
+        except msgspec.DecodeError:
+            return _members_with_surrogates(body, shape)
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(_explain(error)) from None
+
+
+def _members(body: bytes | bytearray, shape: type[Body]) -> Body:
+    """The members that the shape knows. A required one that is missing is UNSET: its reader will say so."""
+    try:
+        return json.decode(body, type=shape)
+    except msgspec.ValidationError:
+        pass
+    try:
+        members = json.decode(body, type=dict[str, Raw])
+    except msgspec.ValidationError:
+        json.decode(body, type=Raw)  # raises when it is no JSON at all
+        raise InvalidRequest(errors=(Finding("body", "must be a JSON object"),)) from None
+    return shape(**{name: members.get(name, UNSET) for name in shape.__struct_fields__})
+
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def _members_with_surrogates(body: bytes, shape: type[Body]) -> Body:
+    """The same for escapes of lone surrogates, which the grammar allows (RFC 8259, section 8.2), the parser not.
+
+    It is given other escapes of the same length; the members are slices of a buffer that then gets back what was sent.
+    """
+    buffer = bytearray(_SURROGATE_ESCAPE.sub(rb"\\ufffd", body))
+    members = _members(buffer, shape)
+    buffer[:] = body
+    return members
+
+
+def _check_media_type(headers: Headers) -> None:
+    media_type, _, parameters = headers.get("content-type", "").partition(";")
+    charset = re.search(r'charset\s*=\s*"?([^";\s]+)', parameters, re.IGNORECASE)
+    if media_type.strip().lower() != "application/json" or (charset and charset[1].lower() not in ("utf-8", "utf8")):
+        raise UnsupportedMediaType
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("Send the body without a Content-Encoding.")
+
+
+async def _read_bytes(request: Request, limit: int) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length[:20]) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {limit} bytes. The limit follows from CHATSTATE_MAX_STATE_BYTES.")
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"The body is not UTF-8 (byte {error.start})."
+    return f"The body is not valid JSON: {error}."
+
+
+class Findings:
+    """Collects what is wrong with the members of a body, so that one answer can name them all."""
+
+    def __init__(self) -> None:
+        self._findings: list[Finding] = []
+
+    @contextmanager
+    def of(self, member: str) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            self._findings.append(Finding(member, str(error)))
+
+    def raise_if_any(self) -> None:
+        if self._findings:
+            raise InvalidRequest(errors=tuple(self._findings))
+
+
+def read_id(raw: Raw | UnsetType) -> str:
+    """A member that is an id."""
+    user_session_id = _text(raw)
+    check_user_session_id(user_session_id)
+    return user_session_id
+
+
+def read_state(raw: Raw | UnsetType, limits: Limits) -> str:
+    """A member that is a state: a string as it stands, an object or array as the very slice of the body.
+
+    Raises ValueError for what is neither or breaks a rule, and `BodyTooLarge`.
+    """
+    document = bytes(raw) if isinstance(raw, Raw) else b""
+    if document[:1] in (b"{", b"["):
+        if json_depth(document) > MAX_STATE_DEPTH:
+            raise ValueError(f"must not be nested deeper than {MAX_STATE_DEPTH} levels; send it as a string instead")
+        text = document.decode()
+    else:
+        text = _text(raw, "a string, or a JSON object or array")
+    check_chat_state(text, limits.require_json)
+    if state_size(text) > limits.state_bytes:
+        raise BodyTooLarge(f"The state is larger than {limits.state_bytes} bytes (CHATSTATE_MAX_STATE_BYTES).")
+    return text
+
+
+def read_time(raw: Raw | UnsetType) -> datetime | None:
+    """A member that is a time; None when it is absent or null."""
+    if raw is UNSET or bytes(raw) == b"null":
+        return None
+    return parse_time(_text(raw))
+
+
+def _text(raw: Raw | UnsetType, kind: str = "a string") -> str:
+    if raw is UNSET:
+        raise ValueError("is required")
+    if bytes(raw)[:1] != b'"':
+        raise ValueError(f"must be {kind}")
+    try:
+        return json.decode(raw, type=str)
+    except msgspec.DecodeError:  # the body as a whole is JSON, so nothing else is left
+        raise ValueError("must not contain lone surrogates, which no UTF-8 text can carry") from None
+
+
+# --- Entity tags and preconditions (RFC 9110, sections 8.8.3 and 13.1) ------------------------------------------------
+
+
+def etag(tag: Tag) -> str:
+    """The strong entity tag of this version of a session."""
+    return f'"{quote(tag.session_id)}-{tag.version}"'
+
+
+_ENTITY_TAG = re.compile(r'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(?:,|$)')
+
+
+def precondition(headers: Headers) -> Expect:
+    """What If-Match and If-None-Match together demand of the session; `ANYTHING` without them."""
+    return if_match(headers) & if_none_match(headers)
+
+
+def if_match(headers: Headers) -> Expect:
+    """What If-Match demands. It compares strongly: a weak tag never matches (RFC 9110, section 8.8.3.2)."""
+    tags = _tags(headers, "If-Match", weak=False)
+    return ANYTHING if tags is None else PRESENT if tags == "*" else one_of(tags)
+
+
+def if_none_match(headers: Headers) -> Expect:
+    """What If-None-Match demands. It compares weakly."""
+    tags = _tags(headers, "If-None-Match", weak=True)
+    return ANYTHING if tags is None else ABSENT if tags == "*" else none_of(tags)
+
+
+def _tags(headers: Headers, header: str, weak: bool) -> list[Tag] | Literal["*"] | None:
+    """The tags of the list that could be ours; None without the header. Empty elements count for nothing (5.6.1.2)."""
+    lines = headers.getlist(header)
+    text = ",".join(lines).strip()
+    if text == "*" or not lines:
+        return "*" if lines else None
+    tags: list[Tag] = []
+    found, position = False, 0
+    while position < len(text):
+        match = _ENTITY_TAG.match(text, position)
+        if not match:
+            raise _malformed(header)
+        position = match.end()
+        found = found or match[2] is not None
+        tag = _tag(match[2] or "")
+        if tag and (weak or not match[1]):
+            tags.append(tag)
+    if not found:
+        raise _malformed(header)  # taken for no header it would leave the write without the protection it asked for
+    return tags
+
+
+def _tag(opaque: str) -> Tag | None:
+    """The tag that `etag` writes in just this way."""
+    session_id, _, version = opaque.rpartition("-")
+    if not (version.isascii() and version.isdigit() and len(version) < 20):
+        return None
+    tag = Tag(unquote(session_id), int(version))
+    return tag if etag(tag) == f'"{opaque}"' else None
+
+
+def _malformed(header: str) -> InvalidPrecondition:
+    return InvalidPrecondition(errors=(Finding(header, "must be `*` or a list of quoted entity tags"),))
+
+
+# --- Writing answers --------------------------------------------------------------------------------------------------
+
+
+def answer(content: Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.encode(content), status, {**HEADERS, **(headers or {})}, "application/json")
+
+
+def record(session: Session) -> SessionRecord:
+    return SessionRecord(
+        session_id=session.session_id,
+        user_session_id=session.user_session_id,
+        chat_state=session.chat_state,
+        last_activity=format_time(session.last_activity),
+        created_at=format_time(session.created_at),
+        updated_at=format_time(session.updated_at),
+        version=session.version,
+    )

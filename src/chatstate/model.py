@@ -1,0 +1,251 @@
+"""What a session is, what a write says, and the rules for ids, states and times: pure values, no I/O.
+
+A `Session` is what a store keeps. A `Write` is one value that says what it changes and what it expects to find
+(`Expect`), so that a store can compare and set in one step. The `check_*` functions raise `ValueError` with a message
+for the person who sent the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import accumulate
+from typing import NamedTuple
+
+from msgspec import DecodeError, Raw, Struct
+from msgspec.json import decode
+
+MAX_ID_LENGTH = 255
+"""Longest `user_session_id`, in code points."""
+
+MAX_STATE_DEPTH = 128
+"""Deepest nesting of a state that is sent as a JSON object or array."""
+
+
+class Tag(NamedTuple):
+    """Names one version of one session. After a deletion the `session_id` is a new one: an old tag never matches again.
+
+    `session_id` is a UUID wherever we made the row; a table that another program made may hold other text.
+    """
+
+    session_id: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.session_id}-{self.version}"
+
+
+class Session(Struct, frozen=True):
+    """A stored session. Times are aware and in UTC; `version` is 1 after creation and rises by one with each write."""
+
+    session_id: str
+    user_session_id: str
+    chat_state: str
+    last_activity: datetime
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+    @property
+    def tag(self) -> Tag:
+        return Tag(self.session_id, self.version)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the write that gave this session created it."""
+        return self.version == 1
+
+
+class Expect(Struct, frozen=True):
+    """What a write expects to find: may the session be absent, and if it is present, which versions will do.
+
+    absent  whether an absent session satisfies it
+    only    the versions that satisfy it; None means every version, an empty set means none
+    unless  versions that do not satisfy it
+    """
+
+    absent: bool = True
+    only: frozenset[Tag] | None = None
+    unless: frozenset[Tag] = frozenset()
+
+    def allows(self, current: Tag | None) -> bool:
+        """Whether a session in this version (None: absent) satisfies the expectation."""
+        if current is None:
+            return self.absent
+        return (self.only is None or current in self.only) and current not in self.unless
+
+    def __and__(self, other: Expect) -> Expect:
+        """Both expectations at once."""
+        only = self.only if other.only is None else other.only if self.only is None else self.only & other.only
+        return Expect(self.absent and other.absent, only, self.unless | other.unless)
+
+
+ANYTHING = Expect()
+PRESENT = Expect(absent=False)
+ABSENT = Expect(only=frozenset())
+
+
+def one_of(tags: Iterable[Tag]) -> Expect:
+    """The session is present, in one of these versions."""
+    return Expect(absent=False, only=frozenset(tags))
+
+
+def none_of(tags: Iterable[Tag]) -> Expect:
+    """The session is absent, or in none of these versions."""
+    return Expect(unless=frozenset(tags))
+
+
+class Save(Struct, frozen=True, kw_only=True):
+    """Create the session, or replace its state and raise its version.
+
+    `chat_state` None keeps the state that is there; such a write cannot create. `new_session_id` is used only when the
+    session is created. `now` becomes `updated_at`, and on creation `created_at`.
+    """
+
+    user_session_id: str
+    new_session_id: str
+    chat_state: str | None
+    last_activity: datetime
+    now: datetime
+    expect: Expect = ANYTHING
+
+    def __post_init__(self) -> None:
+        if self.chat_state is None and self.expect.absent:
+            raise ValueError("a write that keeps the state must expect the session to be present")
+
+
+class Delete(Struct, frozen=True, kw_only=True):
+    """Remove the session and all that is held about it. An absent session cannot satisfy it."""
+
+    user_session_id: str
+    expect: Expect = PRESENT
+
+    def __post_init__(self) -> None:
+        if self.expect.absent:
+            raise ValueError("a deletion must expect the session to be present")
+
+
+Write = Save | Delete
+
+
+class Deleted(Struct, frozen=True):
+    """A `Delete` has removed the session, which was in this version."""
+
+    tag: Tag
+
+
+class Conflict(Struct, frozen=True):
+    """The session was not what the write expected, and the write changed nothing. `current` None: it is absent."""
+
+    current: Tag | None
+
+
+_FORBIDDEN_IN_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def check_user_session_id(text: str) -> None:
+    """1 to 255 code points, no control characters, no lone surrogates, and neither `.` nor `..`."""
+    if not text:
+        raise ValueError("must not be empty")
+    if len(text) > MAX_ID_LENGTH:
+        raise ValueError(f"must have at most {MAX_ID_LENGTH} characters, has {len(text)}")
+    if _FORBIDDEN_IN_ID.search(text):
+        raise ValueError("must not contain control characters or lone surrogates")
+    if text in (".", ".."):
+        raise ValueError("must not be `.` or `..`, which browsers remove from paths")
+
+
+def check_chat_state(text: str, require_json: bool) -> None:
+    """Any text that every store can keep: no U+0000, no lone surrogates, and not the text `[object Object]`."""
+    if "\x00" in text:
+        raise ValueError(r"must not contain the character U+0000 (the escape \u0000 inside the JSON text is fine)")
+    if not text.isascii():
+        _check_encodable(text)
+    if text == "[object Object]":
+        raise ValueError("is `[object Object]`: the client sent an object as text; send JSON.stringify(state) instead")
+    if require_json and not is_json(text):
+        raise ValueError("must be the text of a JSON document (this server runs with CHATSTATE_REQUIRE_JSON)")
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates, which no UTF-8 text can carry") from None
+
+
+def state_size(text: str) -> int:
+    """The size that the limit counts: bytes in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def is_json(text: str) -> bool:
+    """Whether the text is one JSON document (RFC 8259), nested no deeper than `MAX_STATE_DEPTH`.
+
+    Escapes of lone surrogates are fine: the grammar allows them (section 8.2), only the parser used here does not.
+    """
+    try:
+        decode(_SURROGATE_ESCAPE.sub(r"\\ufffd", text), type=Raw)
+    except (DecodeError, RecursionError):
+        return False
+    return json_depth(text.encode()) <= MAX_STATE_DEPTH
+
+
+_JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+
+
+def json_depth(document: bytes) -> int:
+    """How deeply the arrays and objects of a valid JSON document are nested; 0 for a scalar."""
+    steps = _JSON_STRING.sub(b"", document).translate(_BRACKETS, _NOT_BRACKETS)
+    return max(accumulate(memoryview(steps).cast("b")), default=0)
+
+
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
+)
+
+
+def parse_time(text: str) -> datetime:
+    """An RFC 3339 date-time (section 5.6), as an aware time in UTC.
+
+    A fraction beyond microseconds is cut off; a leap second (`:60`) becomes the next second. Raises ValueError.
+    """
+    match = _RFC3339.fullmatch(text)
+    if not match:
+        raise ValueError("must be an RFC 3339 time such as 2025-10-02T10:00:00Z")
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    microsecond = int((match[7] or "").ljust(6, "0")[:6])
+    leap = second == 60
+    try:
+        zone = timezone(_offset(match[8], match[9], match[10]))
+        time = datetime(year, month, day, hour, minute, second - leap, microsecond, zone).astimezone(UTC)
+        return time + timedelta(seconds=leap)
+    except (ValueError, OverflowError):
+        raise ValueError("must be a time that exists, between the years 0001 and 9999 in UTC") from None
+
+
+def _offset(sign: str | None, hours: str | None, minutes: str | None) -> timedelta:
+    if sign is None:
+        return timedelta()
+    if int(minutes or 0) > 59:
+        raise ValueError("minutes of an offset")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    return -offset if sign == "-" else offset
+
+
+def format_time(time: datetime) -> str:
+    """An RFC 3339 time in UTC with `Z` and 0, 3 or 6 digits of fraction, as few as it needs."""
+    microsecond = time.microsecond
+    precision = "seconds" if not microsecond else "microseconds" if microsecond % 1000 else "milliseconds"
+    return time.astimezone(UTC).isoformat(timespec=precision)[:-6] + "Z"
+
+
+def utc_now() -> datetime:
+    """The default clock. Everything that needs the time takes a clock like this one, so that tests can set it."""
+    return datetime.now(UTC)

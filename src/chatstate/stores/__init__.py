@@ -1,0 +1,50 @@
+"""The stores. `create_store(url)` finds the one that a URL means; its driver is imported only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from chatstate.errors import InvalidSetting
+from chatstate.stores.base import Outcome, Store, StoreStatus
+
+__all__ = ["Outcome", "Store", "StoreStatus", "create_store"]
+
+
+def create_store(url: str, *, owner: bool = True, pool_size: int | None = None, allow_unsafe: bool = False) -> Store:
+    """The store that the URL means, not yet open.
+
+    url           sqlite:///file.db (relative), sqlite:////folder/file.db (absolute) or postgresql://user:password@host/database
+    owner         whether this process serves the store: a SQLite file has one owner at a time
+    pool_size     the most connections to PostgreSQL; by default what the URL's `connection_limit` says, else 5
+    allow_unsafe  accept a PostgreSQL that may lose acknowledged writes (`fsync=off`)
+
+    Raises `InvalidSetting` for a URL that cannot be understood.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme == "sqlite":
+        from chatstate.stores.sqlite import SQLiteStore
+
+        return SQLiteStore(_sqlite_path(url), owner)
+    if scheme in ("postgresql", "postgres"):
+        from chatstate.stores.postgres import PostgresStore
+
+        return PostgresStore(url, pool_size, allow_unsafe)
+    raise InvalidSetting(
+        f"No store is known for URLs that begin with {scheme!r}. Use --store sqlite:///chatstate.db or "
+        "--store postgresql://user:password@host/database"
+    )
+
+
+def _sqlite_path(url: str) -> Path:
+    try:
+        parts = urlsplit(url)
+        path = unquote(parts.path).removeprefix("/")
+    except ValueError:  # brackets in place of a host
+        path = ""
+    if not path or path == ":memory:" or "\0" in path or parts.netloc or parts.query:
+        raise InvalidSetting(
+            "A SQLite store is a file: --store sqlite:///chatstate.db (in the current folder) or "
+            "--store sqlite:////var/lib/chatstate/chatstate.db (four slashes: an absolute path)"
+        )
+    return Path(path)

@@ -1,0 +1,99 @@
+"""The contract that every store keeps.
+
+A store holds sessions by `user_session_id`. It knows nothing of HTTP, queues or clocks: times arrive as parameters. All
+methods are coroutines, may be called concurrently, and raise only errors of `chatstate.errors`: whatever the driver
+raises is translated. The promises below are checked by `chatstate.stores.contract`, the suite that every store passes.
+
+One session changes atomically, and nothing spans sessions: no store is asked for more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from msgspec import Struct
+
+from chatstate.errors import StoreError
+from chatstate.model import ANYTHING, Conflict, Deleted, Save, Session, Write
+
+Outcome = Session | Deleted | Conflict | StoreError
+"""What became of one write: the session as it is now, its removal, or why nothing changed."""
+
+
+class StoreStatus(Struct, frozen=True):
+    """Which store this is, and what an acknowledged write survives, in words for people."""
+
+    store: str
+    durability: str
+
+
+class Store(ABC):
+    """One database of sessions."""
+
+    write_lanes: ClassVar[int] = 2
+    read_lanes: ClassVar[int] = 2
+    """How many `commit`, and how many `load` calls at once this store makes good use of."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, and check that acknowledged writes will be durable. Changes nothing in an existing database.
+
+        Raises `StoreUnreachable` with the repair in its message.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back all connections. Closing twice, or before opening, is fine."""
+
+    @abstractmethod
+    async def migrate(self) -> list[str]:
+        """Bring the tables to this version and return the names of the steps that were applied; none the second time.
+
+        Safe while other servers, also of the old version, are working, and when two servers migrate at once. Rows that
+        are there stay as they are. Raises `SchemaMismatch` when the tables are such that this version cannot use them.
+        """
+
+    @abstractmethod
+    def migration_sql(self) -> str:
+        """All of `migrate` as SQL for people who run it by hand, safe to run twice. Needs no connection."""
+
+    @abstractmethod
+    async def status(self) -> StoreStatus:
+        """Ask the database whether it answers. Raises `StoreUnavailable` when it does not."""
+
+    @abstractmethod
+    async def load(self, ids: Sequence[str]) -> Mapping[str, Session]:
+        """The sessions that exist among these distinct ids, as of some moment during the call.
+
+        An absent session is absent from the answer; that is never an error, and an error is never an empty answer.
+        """
+
+    @abstractmethod
+    async def commit(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """Carry out writes to distinct ids; return when all accepted ones are durable, an outcome for each, in order.
+
+        Each write is atomic by itself: it compares what it finds with `expect` and changes the session in one step, and
+        what happens to one write does not depend on its neighbours. When the call raises `OutcomeUnknown`, any of the
+        writes may have happened. When it raises anything else, none has: a value that the store cannot keep makes the
+        whole call fail with `WriteRefused`, and a row that another program holds with `SessionLocked`.
+        """
+
+
+Verb = Literal["upsert", "insert", "update", "delete"]
+
+
+def verb_for(write: Write, known_absent: bool = False) -> Verb:
+    """The statement that carries out this write.
+
+    A write with conditions updates and never inserts, unless its session is known to be absent (then it inserts and
+    never updates): so no statement needs to do both, and each compares and sets in one step.
+    """
+    if not isinstance(write, Save):
+        return "delete"
+    if write.expect == ANYTHING:
+        return "upsert"
+    if write.expect.absent and (known_absent or write.expect.only == frozenset()):
+        return "insert"
+    return "update"

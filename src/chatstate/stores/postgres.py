@@ -1,0 +1,298 @@
+"""The PostgreSQL store: the table of the service that chatstate replaces, shared with whoever else writes to it.
+
+A batch is one statement for each kind of write in it. A batch of one kind, the usual case, commits by itself in one
+round trip; a mixed one is a transaction that first locks its rows in the order of their ids, as every statement does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from chatstate.errors import SchemaMismatch, SessionLocked, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.model import Conflict, Deleted, Save, Session, Tag, Write
+from chatstate.stores import sql
+from chatstate.stores.base import Outcome, Store, StoreStatus, Verb, verb_for
+from chatstate.stores.postgres_connection import (
+    Facts,
+    RolledBack,
+    acquired,
+    ask_facts,
+    close_pool,
+    create_pool,
+    parse_url,
+    session_settings,
+    translated,
+    unreachable_explained,
+)
+from chatstate.stores.postgres_schema import inspect, migrate, script
+
+_STATEMENTS = ("load", "tags", "lock", "upsert", "insert", "update", "delete")
+
+_TRIES = 5
+"""How often a batch is tried that a deadlock has undone, or that other writers have overtaken."""
+
+
+class PostgresStore(Store):
+    """Sessions in the table `chat_state_sessions` of the database that the URL names."""
+
+    def __init__(self, url: str, pool_size: int | None = None, allow_unsafe: bool = False) -> None:
+        self._url = parse_url(url, pool_size)
+        self._allow_unsafe = allow_unsafe
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._facts: Facts | None = None
+        self._sql: dict[str, str] = {}
+        self._begin = "BEGIN"
+
+    async def open(self) -> None:
+        with unreachable_explained(self._url.place):
+            facts = await ask_facts(self._url)
+        self._check(facts)
+        with unreachable_explained(self._url.place):
+            self._pool = await create_pool(self._url, facts)
+        self._facts = facts
+        if facts.through_pooler:
+            settings = session_settings(facts.synchronous_commit).items()
+            self._begin = "BEGIN; " + "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings)
+        try:
+            with unreachable_explained(self._url.place):
+                await self._prepare()
+        except BaseException:
+            await self.close()
+            raise
+
+    def _check(self, facts: Facts) -> None:
+        if facts.encoding != "UTF8":
+            raise SchemaMismatch(
+                f"The database's encoding is {facts.encoding}, which cannot keep every text. Make one that can, "
+                "and move the rows with pg_dump: CREATE DATABASE chatstate ENCODING 'UTF8' TEMPLATE template0;"
+            )
+        if not facts.fsync and not self._allow_unsafe:
+            raise StoreUnreachable(
+                "PostgreSQL runs with fsync=off: a crash of its machine loses acknowledged writes. Turn fsync on, or "
+                "accept the loss: chatstate serve --allow-unsafe-durability"
+            )
+
+    async def _prepare(self) -> None:
+        """Fit the statements to the table as it is; without a table there are none."""
+        async with self._reading() as connection:
+            schema = await inspect(connection, self._known_facts.schema)
+        self._sql = {name: schema.fill(sql.statement("postgres", name)) for name in _STATEMENTS} if schema else {}
+
+    async def close(self) -> None:
+        if self._pool:
+            pool, self._pool = self._pool, None
+            await close_pool(pool)
+
+    async def migrate(self) -> list[str]:
+        async with acquired(self._open_pool) as connection:
+            applied = await migrate(connection, self._known_facts.schema)
+        await self._prepare()
+        return applied
+
+    def migration_sql(self) -> str:
+        return script(self._url.schema or "public", sql.migrations("postgres"))
+
+    async def status(self) -> StoreStatus:
+        async with self._reading() as connection:
+            fsync, level = await connection.fetchrow(
+                "SELECT current_setting('fsync')::boolean, current_setting('synchronous_commit')"
+            )
+        facts = self._known_facts
+        pooler = " through a transaction pooler" if facts.through_pooler else ""
+        return StoreStatus(
+            store=f"PostgreSQL {facts.version} at {self._url.place}{pooler}", durability=_durability(fsync, level)
+        )
+
+    async def load(self, ids: Sequence[str]) -> dict[str, Session]:
+        async with self._reading() as connection:
+            rows = await connection.fetch(self._statement("load"), ids)
+        return {row[1]: _loaded(*row) for row in rows}
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        pending = sorted(writes, key=lambda write: write.user_session_id)
+        for _ in range(_TRIES):
+            try:
+                outcomes |= await self._attempt(pending, outcomes)
+            except StoreError as error:
+                if not outcomes:
+                    raise
+                outcomes |= {write.user_session_id: error for write in pending}
+            pending = [write for write in pending if _was_overtaken(write, outcomes[write.user_session_id])]
+            if not pending:
+                break
+        outcomes |= {write.user_session_id: SessionLocked() for write in pending}
+        return [outcomes[write.user_session_id] for write in writes]
+
+    async def _attempt(self, writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[str, Outcome]:
+        """Try the writes, in the order of their ids, knowing what earlier attempts have run into."""
+        groups: dict[Verb, list[Write]] = {}
+        for write in writes:
+            verb = verb_for(write, known_absent=earlier.get(write.user_session_id) == Conflict(None))
+            groups.setdefault(verb, []).append(write)
+        for _ in range(_TRIES):
+            with suppress(RolledBack):
+                return await self._run(groups)
+        raise RolledBack
+
+    async def _run(self, groups: dict[Verb, list[Write]]) -> dict[str, Outcome]:
+        several = len(groups) > 1
+        outcomes: dict[str, Outcome] = {}
+        ids = [write.user_session_id for group in groups.values() for write in group]
+        explicit = several or self._known_facts.through_pooler
+        async with acquired(self._open_pool) as connection, self._unit(connection, explicit):
+            if several:
+                await connection.fetch(self._statement("lock"), ids)
+            for verb, group in groups.items():
+                rows = await connection.fetch(self._statement(verb), *_COLUMNS[verb](group))
+                outcomes |= _outcomes(group, rows)
+        losers = [user_session_id for user_session_id in ids if user_session_id not in outcomes]
+        return outcomes | (await self._conflicts(losers) if losers else {})
+
+    async def _conflicts(self, ids: list[str]) -> dict[str, Outcome]:
+        try:
+            async with self._reading() as connection:
+                rows = await connection.fetch(self._statement("tags"), ids)
+        except StoreError as error:
+            return dict.fromkeys(ids, error)
+        current = {row[0]: Tag(row[1], row[2]) for row in rows}
+        return {user_session_id: Conflict(current.get(user_session_id)) for user_session_id in ids}
+
+    @asynccontextmanager
+    async def _unit(self, connection: Any, explicit: bool, in_doubt: bool = True) -> AsyncIterator[None]:
+        """All or nothing: a transaction, or the one statement inside, which is a transaction by itself.
+
+        in_doubt  whether a lost connection leaves in doubt if something was committed (for reads, nothing ever is)
+        """
+        if not explicit:
+            with translated(in_doubt=in_doubt):
+                yield
+            return
+        with translated(in_doubt=False):
+            await connection.execute(self._begin)
+            try:
+                yield
+            except BaseException:
+                with suppress(Exception):  # a connection that cannot roll back is thrown away by the pool
+                    await connection.execute("ROLLBACK")
+                raise
+        with translated(in_doubt=in_doubt):
+            await connection.execute("COMMIT")
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Any]:
+        # Through a transaction pooler only a transaction keeps two messages of one statement on one connection.
+        explicit = self._known_facts.through_pooler
+        async with acquired(self._open_pool) as connection, self._unit(connection, explicit, in_doubt=False):
+            yield connection
+
+    @property
+    def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        if not self._pool:
+            raise StoreUnavailable("The store is not open.")
+        return self._pool
+
+    @property
+    def _known_facts(self) -> Facts:
+        if not self._facts:
+            raise StoreUnavailable("The store is not open.")
+        return self._facts
+
+    def _statement(self, name: str) -> str:
+        if not self._sql:
+            raise StoreUnavailable("The database has no tables for chatstate yet. Make them with: chatstate migrate")
+        return self._sql[name]
+
+
+def _durability(fsync: bool, level: str) -> str:
+    if not fsync:
+        return "UNSAFE: fsync=off, a crash of the database's machine loses acknowledged writes."
+    return f"An acknowledged write has been synced to the database's disk (synchronous_commit={level})."
+
+
+def _was_overtaken(write: Write, outcome: Outcome) -> bool:
+    """Whether the write found what it does not expect, but a moment later what it does: another writer came between."""
+    return isinstance(outcome, Conflict) and write.expect.allows(outcome.current)
+
+
+def _loaded(
+    session_id: str,
+    user_session_id: str,
+    chat_state: str,
+    last_activity: datetime,
+    created_at: datetime,
+    updated_at: datetime,
+    version: int,
+) -> Session:
+    return Session(
+        session_id=session_id,
+        user_session_id=user_session_id,
+        chat_state=chat_state,
+        last_activity=last_activity,
+        created_at=created_at,
+        updated_at=updated_at,
+        version=version,
+    )
+
+
+def _outcomes(group: Sequence[Write], rows: Sequence[Any]) -> dict[str, Outcome]:
+    """What became of the writes for which the statement gave a row."""
+    by_id = {write.user_session_id: write for write in group}
+    return {row[0]: _outcome(by_id[row[0]], row) for row in rows}
+
+
+def _outcome(write: Write, row: Any) -> Outcome:
+    if not isinstance(write, Save):
+        return Deleted(Tag(row[1], row[2]))
+    user_session_id, session_id, version, last_activity, created_at, updated_at, kept_state = row
+    state = kept_state if write.chat_state is None else write.chat_state
+    return _loaded(session_id, user_session_id, state, last_activity, created_at, updated_at, version)
+
+
+# Times go as text: the driver would turn the first and the last moment of the calendar into infinities.
+
+
+def _insert_columns(writes: Sequence[Any]) -> tuple[list[Any], ...]:
+    return (
+        [write.user_session_id for write in writes],
+        [write.new_session_id for write in writes],
+        [write.chat_state for write in writes],
+        [write.last_activity.isoformat() for write in writes],
+        [write.now.isoformat() for write in writes],
+    )
+
+
+def _update_columns(writes: Sequence[Any]) -> tuple[list[Any], ...]:
+    return (
+        [write.user_session_id for write in writes],
+        [write.chat_state for write in writes],
+        [write.last_activity.isoformat() for write in writes],
+        [write.now.isoformat() for write in writes],
+        *_tag_columns(write.expect for write in writes),
+    )
+
+
+def _delete_columns(writes: Sequence[Any]) -> tuple[list[Any], ...]:
+    return ([write.user_session_id for write in writes], *_tag_columns(write.expect for write in writes))
+
+
+def _tag_columns(expects: Any) -> tuple[list[str | None], list[str]]:
+    pairs = [(_lines(expect.only), _lines(expect.unless) or "") for expect in expects]
+    return [only for only, _ in pairs], [unless for _, unless in pairs]
+
+
+def _lines(tags: Any) -> str | None:
+    return None if tags is None else "\n".join(map(str, tags))
+
+
+_COLUMNS = {
+    "upsert": _insert_columns,
+    "insert": _insert_columns,
+    "update": _update_columns,
+    "delete": _delete_columns,
+}

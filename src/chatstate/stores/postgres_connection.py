@@ -1,0 +1,278 @@
+"""Reaching PostgreSQL: the URL, what the server says about itself, the pool, and the translation of driver errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+import asyncpg
+from msgspec import Struct
+
+from chatstate.errors import (
+    InvalidSetting,
+    OutcomeUnknown,
+    SessionLocked,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    StoreUnreachable,
+    WriteRefused,
+)
+
+CONNECT_SECONDS = 10
+ACQUIRE_SECONDS = 5
+COMMAND_SECONDS = 15
+"""How long to wait for a new connection, for a free one, and for one answer of the database."""
+
+LOCK_MILLISECONDS = 2000
+"""How long a statement waits for a row that another program has locked."""
+
+DEFAULT_POOL_SIZE = 5
+"""Two lanes of writes, two of loads, and one for everything else."""
+
+_DRIVER_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+_PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity"}
+_LIBPQ_ONLY = {"channel_binding", "keepalives", "keepalives_idle"}
+
+
+class PostgresUrl(Struct, frozen=True):
+    """What a connection URL says, in PostgreSQL's own words (`dsn`) and in those of Prisma (the rest)."""
+
+    dsn: str
+    schema: str | None
+    pool_size: int
+    through_pooler: bool
+
+    @property
+    def place(self) -> str:
+        """Hosts, ports and database, for people: never the password."""
+        parts = urlsplit(self.dsn)
+        return f"{parts.netloc.rpartition('@')[2] or 'localhost'}/{unquote(parts.path.lstrip('/'))}"
+
+
+def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
+    """Understands `schema`, `connection_limit` and `pgbouncer` as Prisma does: its `.env` works as it stands."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _badly_quoted() from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise _badly_quoted()
+    query = dict(parse_qsl(parts.query))
+    schema = query.pop("schema", None)
+    if schema is not None and any(character in schema for character in "\"'{}\\"):
+        raise InvalidSetting(f"The schema {schema!r} in the store URL must not contain quotes, braces or backslashes.")
+    limit = query.pop("connection_limit", "")
+    if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
+        raise InvalidSetting(f"connection_limit={limit} in the store URL must be a number from 1 up.")
+    through_pooler = query.pop("pgbouncer", "false").lower() == "true"
+    query = {name: value for name, value in query.items() if name not in _PRISMA_ONLY | _LIBPQ_ONLY}
+    return PostgresUrl(
+        dsn=f"postgresql://{parts.netloc}{parts.path}?{urlencode(query, quote_via=quote)}",
+        schema=schema,
+        pool_size=pool_size or int(limit or DEFAULT_POOL_SIZE),
+        through_pooler=through_pooler,
+    )
+
+
+def _badly_quoted() -> InvalidSetting:
+    """The message shows nothing of the URL: what was taken for the host may be a part of the password."""
+    return InvalidSetting(
+        "The store URL cannot be taken apart. Special characters in the user name or password must be written with %: "
+        "/ as %2F, # as %23, ? as %3F, [ as %5B, @ as %40."
+    )
+
+
+class Facts(Struct, frozen=True):
+    """What the server says about itself."""
+
+    version: str
+    encoding: str
+    fsync: bool
+    synchronous_commit: str
+    schema: str
+    through_pooler: bool
+
+
+_FACTS = """
+SELECT
+    current_setting('server_version'), current_setting('server_encoding'), current_setting('fsync')::boolean,
+    current_setting('synchronous_commit'),
+    coalesce(
+        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = to_regclass('chat_state_sessions')),
+        current_schema(), 'public')
+"""
+
+
+async def ask_facts(url: PostgresUrl) -> Facts:
+    """Connect once, see whether a transaction pooler stands in between, and ask the server about itself."""
+    try:
+        return await _ask(url, url.through_pooler)
+    except asyncpg.ProtocolViolationError as error:
+        if "startup parameter" not in str(error):
+            raise
+        return await _ask(url, through_pooler=True)
+
+
+async def _ask(url: PostgresUrl, through_pooler: bool) -> Facts:
+    options = connection_options(through_pooler, session_settings(None))
+    connection = await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS, **options)
+    try:
+        async with connection.transaction():
+            version, encoding, fsync, synchronous_commit, schema = await connection.fetchrow(_FACTS)
+    finally:
+        await connection.close(timeout=CONNECT_SECONDS)
+    return Facts(version, encoding, fsync, synchronous_commit, url.schema or schema, through_pooler)
+
+
+def session_settings(synchronous_commit: str | None) -> dict[str, str]:
+    """The settings that our statements rely on; without a level of `synchronous_commit`, all but that one."""
+    settings = {
+        "lock_timeout": str(LOCK_MILLISECONDS),
+        "default_transaction_isolation": "read committed",
+        "idle_in_transaction_session_timeout": str(COMMAND_SECONDS * 1000),
+    }
+    if synchronous_commit:
+        # `off`, as a default of the server, database or role, would lose acknowledged writes. Other levels are named
+        # too, so that a default that becomes `off` later has no effect here.
+        settings["synchronous_commit"] = "on" if synchronous_commit == "off" else synchronous_commit
+    return settings
+
+
+def connection_options(through_pooler: bool, settings: dict[str, str]) -> dict[str, Any]:
+    """Times are cast in UTC. A transaction pooler passes on the time zone, and neither settings nor statements."""
+    if through_pooler:
+        return {"server_settings": {"timezone": "UTC"}, "statement_cache_size": 0}
+    return {"server_settings": {"timezone": "UTC", "application_name": "chatstate", **settings}}
+
+
+async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Record]:
+    return await asyncpg.create_pool(
+        url.dsn,
+        min_size=0,  # a floor would print a stack trace whenever the database is away
+        max_size=url.pool_size,
+        timeout=CONNECT_SECONDS,
+        command_timeout=COMMAND_SECONDS,
+        reset=_leave_as_it_is,
+        **connection_options(facts.through_pooler, session_settings(facts.synchronous_commit)),
+    )
+
+
+async def close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    """Say goodbye to the database; when that fails or takes too long, close the connections without it."""
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await pool.close()
+    except _DRIVER_ERRORS:
+        pool.terminate()
+
+
+async def _leave_as_it_is(_connection: object) -> None:
+    """Our statements leave nothing behind that a reset would clear, and the reset costs a round trip."""
+
+
+@contextmanager
+def unreachable_explained(place: str) -> Iterator[None]:
+    """Turns what goes wrong while connecting into a message that says what mends it."""
+    try:
+        yield
+    except asyncpg.InvalidPasswordError as error:
+        repair = "The user name or the password in the store URL is wrong; special characters in it are written as %40."
+        raise StoreUnreachable(f"PostgreSQL at {place} refused the login. {repair}") from error
+    except asyncpg.InvalidCatalogNameError as error:
+        name = place.partition("/")[2]
+        raise StoreUnreachable(
+            f"PostgreSQL at {place} has no database of that name. Create it: createdb {name}"
+        ) from error
+    except asyncpg.TooManyConnectionsError as error:
+        raise StoreUnreachable(f"PostgreSQL at {place} has no free connection. Raise max_connections there.") from error
+    except PrivilegeMissing as error:
+        raise StoreUnreachable(f"PostgreSQL at {place} cannot be used. {error.message}") from error
+    except (*_DRIVER_ERRORS, ValueError, StoreError) as error:
+        reason = str(error) or type(error).__name__
+        repair = "Is it running, and does the store URL name the right host and port?"
+        raise StoreUnreachable(f"Cannot reach PostgreSQL at {place}: {reason}. {repair}") from error
+
+
+_CONNECTION_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
+
+
+class RolledBack(SessionLocked):
+    """A deadlock or serialization failure: PostgreSQL has undone the transaction, which may work the next time."""
+
+
+class PrivilegeMissing(StoreUnavailable):
+    """The database user may not do what it has to do."""
+
+
+@contextmanager
+def translated(*, in_doubt: bool) -> Iterator[None]:
+    """The one place where the driver's errors become ours.
+
+    in_doubt  whether the database may have committed although an error came in place of its answer
+    """
+    try:
+        yield
+    except _CONNECTION_LOST as error:
+        raise OutcomeUnknown if in_doubt else StoreUnavailable from error
+    except asyncpg.PostgresError as error:
+        raise _translate(error) from error
+
+
+def _translate(error: asyncpg.PostgresError) -> StoreError:
+    """Errors that the database has answered with: it has rolled back. Classes of SQLSTATE: PostgreSQL, appendix A."""
+    state = error.sqlstate or ""
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return SessionLocked()
+    if isinstance(error, asyncpg.DiskFullError):
+        return StoreFull()
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return PrivilegeMissing(
+            f"The database user lacks a privilege ({error}). Let the owner of the tables GRANT it USAGE on the schema "
+            "and SELECT, INSERT, UPDATE, DELETE on chat_state_sessions. Nothing was written."
+        )
+    if state in ("40001", "40P01"):  # serialization failure, deadlock
+        return RolledBack()
+    # Data exception, constraint violation, view's check option, program limit exceeded, and what triggers raise.
+    if state[:2] in ("22", "23", "44", "54", "P0"):
+        return WriteRefused(f"The store cannot keep this value: SQLSTATE {state}.")
+    return StoreUnavailable(f"PostgreSQL cannot carry out the statement (SQLSTATE {state}). Nothing was written.")
+
+
+@asynccontextmanager
+async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
+    """A connection of the pool. Raises `StoreBusy` when none is free in time, `StoreUnavailable` when none is made."""
+    with translated(in_doubt=False):
+        try:
+            connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
+        except TimeoutError as error:
+            raise StoreBusy("All connections to the database are in use. Nothing was written; try again.") from error
+    try:
+        yield connection
+    finally:
+        # Whoever waits may be cancelled; the connection must be given back whole all the same. One that cannot be is
+        # thrown away by the pool, and changes nothing about what the statement has answered.
+        with suppress(*_DRIVER_ERRORS):
+            await asyncio.shield(pool.release(connection))

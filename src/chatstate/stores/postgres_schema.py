@@ -1,0 +1,222 @@
+"""The tables in PostgreSQL: making them, adopting those of another program, and knowing which types they have."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+from msgspec import Struct
+
+from chatstate.errors import SchemaMismatch, SessionLocked
+from chatstate.stores import sql
+from chatstate.stores.postgres_connection import LOCK_MILLISECONDS, RolledBack, translated
+
+TABLE = "chat_state_sessions"
+
+_LOCK_NUMBER = 0x63686174737461  # "chatsta": the advisory lock under which tables are changed
+
+_LOCK_TRIES = 15
+"""How often a migration waits `LOCK_MILLISECONDS` for a table in use; others never queue behind it for longer."""
+
+_FIRST, _LAST = "'0001-01-01Z'", "'9999-12-31 23:59:59.999999Z'"
+"""The ends of our calendar, beyond which PostgreSQL goes on."""
+
+_TIMES = {"timestamp with time zone", "timestamp without time zone"}
+_TEXTS = {"text", "character varying"}
+_COLUMNS = {
+    "session_id": _TEXTS | {"uuid"},
+    "user_session_id": _TEXTS,
+    "chat_state": _TEXTS,
+    "last_activity": _TIMES,
+    "created_at": _TIMES,
+    "updated_at": _TIMES,
+    "version": {"bigint"},
+}
+
+
+class Schema(Struct, frozen=True):
+    """Where the table is, and what the statements must know of its types."""
+
+    name: str
+    session_id_type: str = "uuid"
+
+    @property
+    def table(self) -> str:
+        return f'"{self.name}".{TABLE}'
+
+    def fill(self, template: str) -> str:
+        words = {"table": self.table, "session_id_type": self.session_id_type, "first": _FIRST, "last": _LAST}
+        for word, value in words.items():
+            template = template.replace(f"{{{word}}}", value)
+        return template
+
+
+class _Column(Struct, frozen=True):
+    type: str
+    nullable: bool
+    has_default: bool
+
+
+async def inspect(connection: Any, schema: str) -> Schema | None:
+    """The table as it is; None when it is not there or not migrated. Raises `SchemaMismatch` when it cannot be used."""
+    columns = await _columns(connection, schema)
+    if not columns:
+        return None
+    table = Schema(schema).table
+    await _check(connection, table, columns)
+    return Schema(schema, columns["session_id"].type) if "version" in columns else None
+
+
+async def _columns(connection: Any, schema: str) -> dict[str, _Column]:
+    rows = await connection.fetch(
+        "SELECT attname, format_type(atttypid, NULL), NOT attnotnull, atthasdef OR attidentity <> '' "
+        "FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+        Schema(schema).table,
+    )
+    return {name: _Column(type_, nullable, has_default) for name, type_, nullable, has_default in rows}
+
+
+async def _check(connection: Any, table: str, columns: dict[str, _Column]) -> None:
+    problems = [problem for name in _COLUMNS for problem in _problems(table, name, columns.get(name))]
+    problems += [
+        f"The column {name} must have a value, and chatstate has none for it: "
+        f"ALTER TABLE {table} ALTER COLUMN {_quoted(name)} DROP NOT NULL;"
+        for name, column in columns.items()
+        if name not in _COLUMNS and not (column.nullable or column.has_default)
+    ]
+    problems = problems or await _problems_of_uniqueness(connection, table)
+    if problems:
+        raise SchemaMismatch(
+            "\n".join([f"The table {table} cannot be used as it is. Mend it with this SQL:", *problems])
+        )
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _problems(table: str, name: str, column: _Column | None) -> list[str]:
+    if column is None:
+        missing = f"The column {name} is missing: ALTER TABLE {table} ADD COLUMN {name} …;"
+        return [] if name == "version" else [missing]
+    problems = []
+    if column.type not in _COLUMNS[name]:
+        type_ = "timestamptz" if _COLUMNS[name] is _TIMES else "bigint" if name == "version" else "text"
+        problems.append(
+            f"The column {name} is {column.type}: "
+            f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {type_} USING {name}::{type_};"
+        )
+    if column.nullable:
+        problems.append(
+            f"The column {name} may be null; give it a value in every row, then: "
+            f"ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL;"
+        )
+    return problems
+
+
+async def _problems_of_uniqueness(connection: Any, table: str) -> list[str]:
+    """What keeps ON CONFLICT (user_session_id) from working: it needs a unique index, and none that is deferrable."""
+    indexes = await connection.fetch(
+        "SELECT c.relname, i.indimmediate FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
+        "WHERE i.indrelid = to_regclass($1) AND a.attname = 'user_session_id' "
+        "AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1",
+        table,
+    )
+    if not indexes:
+        return [f"Ids are not unique: CREATE UNIQUE INDEX CONCURRENTLY ON {table} (user_session_id);"]
+    return [
+        f"The constraint {name} is deferrable, which upserts cannot work with: "
+        f"ALTER TABLE {table} DROP CONSTRAINT {_quoted(name)}, ADD UNIQUE (user_session_id);"
+        for name, immediate in indexes
+        if not immediate
+    ]
+
+
+async def migrate(connection: Any, schema: str) -> list[str]:
+    """Apply what is missing, all of it or nothing, and return the names of the steps."""
+    for _ in range(_LOCK_TRIES):
+        with suppress(SessionLocked, RolledBack):
+            return await _migrate(connection, schema)
+    raise SchemaMismatch(
+        f"The table {Schema(schema).table} is in use by a long transaction, so its version column cannot be added. End "
+        "that transaction (SELECT * FROM pg_stat_activity) and start again."
+    )
+
+
+async def _migrate(connection: Any, schema: str) -> list[str]:
+    with translated(in_doubt=False):
+        await inspect_in_transaction(connection, schema)
+        pending = await _pending(connection, schema)
+    if pending:
+        with translated(in_doubt=True):
+            try:
+                await connection.execute(script(schema, pending))
+            except asyncpg.InsufficientPrivilegeError as error:
+                await connection.execute("ROLLBACK")
+                raise SchemaMismatch(
+                    f"This database user may not make the tables ({error}). Let their owner run the SQL that "
+                    "`chatstate migrate --print` prints."
+                ) from error
+            except BaseException:
+                with suppress(Exception):
+                    await connection.execute("ROLLBACK")
+                raise
+    return [migration.name for migration in pending]
+
+
+async def inspect_in_transaction(connection: Any, schema: str) -> None:
+    async with connection.transaction():
+        await inspect(connection, schema)
+
+
+async def _pending(connection: Any, schema: str) -> list[sql.Migration]:
+    async with connection.transaction():
+        done = set()
+        # Whoever made the table anew after we had migrated it left our record, but no trigger.
+        if await connection.fetchval(
+            "SELECT to_regclass('chatstate.migrations') IS NOT NULL AND EXISTS (SELECT FROM pg_trigger "
+            "WHERE tgrelid = to_regclass($1) AND tgname = 'chatstate_raise_version')",
+            Schema(schema).table,
+        ):
+            rows = await connection.fetch("SELECT number FROM chatstate.migrations WHERE table_schema = $1", schema)
+            done = {row[0] for row in rows}
+    return [migration for migration in sql.migrations("postgres") if migration.number not in done]
+
+
+def script(schema: str, pending: list[sql.Migration]) -> str:
+    """The SQL of these migrations as one transaction that is safe to run twice, by hand too."""
+    name = schema.replace("'", "''")
+    steps = [
+        f"-- {migration.name}\n{Schema(schema).fill(migration.sql)}\n"
+        f"INSERT INTO chatstate.migrations (table_schema, number, name)\n"
+        f"VALUES ('{name}', {migration.number}, '{migration.name}') ON CONFLICT DO NOTHING;\n"
+        for migration in pending
+    ]
+    return (
+        _PREAMBLE.format(lock=_LOCK_NUMBER, timeout=LOCK_MILLISECONDS, schema=schema) + "\n".join(steps) + "\nCOMMIT;\n"
+    )
+
+
+_PREAMBLE = """\
+BEGIN;
+SET LOCAL lock_timeout = '{timeout}ms';
+SELECT pg_advisory_xact_lock({lock});
+DO $$
+BEGIN  -- not IF NOT EXISTS, which demands the right to create schemas even where nothing is to do
+    IF to_regnamespace('chatstate') IS NULL THEN CREATE SCHEMA chatstate; END IF;
+    IF to_regnamespace('"{schema}"') IS NULL THEN CREATE SCHEMA "{schema}"; END IF;
+END
+$$;
+CREATE TABLE IF NOT EXISTS chatstate.migrations (
+    table_schema TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    applied_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
+    PRIMARY KEY (table_schema, number)
+);
+GRANT USAGE ON SCHEMA chatstate TO PUBLIC;
+GRANT SELECT ON chatstate.migrations TO PUBLIC;
+
+"""

@@ -1,0 +1,26 @@
+"""The SQL of the stores, one file for each statement, and their migrations in the order of their numbers."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import NamedTuple
+
+
+class Migration(NamedTuple):
+    """One step of the schema: its number (1, 2, 3 …), its name, and its SQL."""
+
+    number: int
+    name: str
+    sql: str
+
+
+def statement(store: str, name: str) -> str:
+    """The text of `<store>/<name>.sql`."""
+    return files(__name__).joinpath(store, f"{name}.sql").read_text()
+
+
+def migrations(store: str) -> list[Migration]:
+    """The files `<store>/migrations/NNNN_name.sql`."""
+    folder = files(__name__).joinpath(store, "migrations")
+    names = sorted(file.name.removesuffix(".sql") for file in folder.iterdir() if file.name.endswith(".sql"))
+    return [Migration(int(name[:4]), name, folder.joinpath(f"{name}.sql").read_text()) for name in names]

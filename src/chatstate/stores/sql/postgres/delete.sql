@@ -1,0 +1,17 @@
+-- Remove the sessions that are present in a version that their write expects; tags and locks as in update.sql.
+WITH w AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) AS w (user_session_id, only_tags, unless_tags)
+), locked AS (
+    SELECT user_session_id
+    FROM {table}
+    WHERE user_session_id = ANY ($1::text[])
+    ORDER BY user_session_id COLLATE "C"
+    FOR UPDATE
+)
+DELETE FROM {table} AS s
+USING w
+JOIN locked USING (user_session_id)
+WHERE s.user_session_id = w.user_session_id
+    AND (w.only_tags IS NULL OR s.session_id::text || '-' || s.version = ANY (string_to_array(w.only_tags, E'\n')))
+    AND s.session_id::text || '-' || s.version <> ALL (string_to_array(w.unless_tags, E'\n'))
+RETURNING s.user_session_id, s.session_id::text, s.version

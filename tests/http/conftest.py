@@ -1,0 +1,181 @@
+"""A real server for every test of the HTTP contract: uvicorn on a loopback port, over each store, with a clock to set.
+
+One server lives as long as a test module; tests keep apart by ids of their own (`new_id`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPResponse
+from typing import Any, Literal, NamedTuple
+
+import httpx
+import pytest
+import uvicorn
+
+from chatstate import create_app, create_store
+from tests.conftest import STORE_NAMES
+from tests.servers.postgres import RunningServers
+
+_SECONDS_TO_ANSWER = 20.0
+
+
+class SettableClock:
+    """The server's clock: it stands still until a test moves it. `now` is aware and in UTC."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2025, 10, 2, 10, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, *, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+class Answer(NamedTuple):
+    """An answer as it came over the socket."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    def json(self) -> Any:
+        return httpx.Response(self.status, content=self.body).json()
+
+
+def raw_request(port: int, request: bytes) -> Answer:
+    """Send these very bytes on a new connection and read one answer."""
+    method = request.partition(b" ")[0].decode("latin-1")
+    with socket.create_connection(("127.0.0.1", port), timeout=_SECONDS_TO_ANSWER) as connection:
+        connection.sendall(request)
+        response = HTTPResponse(connection, method=method)
+        try:
+            response.begin()
+            return Answer(response.status, httpx.Headers(response.getheaders()), response.read())
+        finally:
+            response.close()
+
+
+@dataclass
+class Server:
+    """A running server. `send` and `raw` change nothing of what they are given; `client` is for ordinary requests."""
+
+    app: Any
+    port: int
+    clock: SettableClock = field(default_factory=SettableClock)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def raw(self, request: bytes) -> Answer:
+        """These very bytes."""
+        return raw_request(self.port, request)
+
+    def send(
+        self,
+        method: str,
+        target: str | bytes,
+        body: bytes | None = None,
+        headers: Mapping[str, str | None] | None = None,
+    ) -> Answer:
+        """A request with an unaltered target. Host, and with a body Content-Length and Content-Type, are added unless
+        they are given; None leaves a header out."""
+        fields: dict[str, str | None] = {"Host": f"127.0.0.1:{self.port}"}
+        if body is not None:
+            fields |= {"Content-Length": str(len(body)), "Content-Type": "application/json"}
+        fields |= headers or {}
+        lines = [f"{name}: {value}".encode("latin-1") for name, value in fields.items() if value is not None]
+        target = target.encode("ascii") if isinstance(target, str) else target
+        request_line = method.encode() + b" " + target + b" HTTP/1.1"
+        return self.raw(b"\r\n".join([request_line, *lines, b"", body or b""]))
+
+
+class _Uvicorn(uvicorn.Server):
+    """Tells when it listens, so that nobody has to ask again and again."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.start_ended = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.start_ended.set()
+
+
+@contextmanager
+def _serving(app: Any, clock: SettableClock, lifespan: Literal["on", "off"]) -> Iterator[Server]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, lifespan=lifespan)
+        uvicorn_server = _Uvicorn(config)
+        thread = threading.Thread(target=uvicorn_server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            assert uvicorn_server.start_ended.wait(_SECONDS_TO_ANSWER)
+            assert uvicorn_server.started
+            yield Server(app, listener.getsockname()[1], clock)
+        finally:
+            uvicorn_server.should_exit = True
+            thread.join(_SECONDS_TO_ANSWER)
+        assert not thread.is_alive()
+
+
+Serve = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    """`with serve(app) as server:` runs any ASGI application; `lifespan="off"` leaves its lifespan out."""
+
+    def start(
+        app: Any, *, clock: SettableClock | None = None, lifespan: Literal["on", "off"] = "on"
+    ) -> AbstractContextManager[Server]:
+        return _serving(app, clock or SettableClock(), lifespan)
+
+    return start
+
+
+@pytest.fixture(scope="module", params=STORE_NAMES)
+def store_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, servers: RunningServers
+) -> Iterator[str]:
+    """The URL of an empty database, of each kind in turn; here it lives as long as a module's server."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('http')}/chatstate.db"
+        return
+    postgres = servers.get(request.param)
+    url = asyncio.run(postgres.create_database())
+    yield url
+    asyncio.run(postgres.drop_database(url))
+
+
+@pytest.fixture(scope="module")
+def server(store_url: str, serve: Serve) -> Iterator[Server]:
+    """chatstate itself, on each store; one server for the tests of a module."""
+    clock = SettableClock()
+    with serve(create_app(create_store(store_url), clock=clock), clock=clock) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """An ordinary client of that server; making one takes longer than most tests."""
+    with httpx.Client(base_url=server.base_url, timeout=_SECONDS_TO_ANSWER) as client:
+        yield client
+
+
+@pytest.fixture
+def new_id() -> str:
+    """An id that no other test uses."""
+    return f"session_{uuid.uuid4().hex}"

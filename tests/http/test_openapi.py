@@ -1,0 +1,179 @@
+"""`/openapi.json` and `/docs` say what the route table and the table of error codes say, no more and no less."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import pytest
+import schemathesis
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from chatstate import create_app, create_store
+from chatstate.http.docs import page
+from chatstate.http.openapi import document, messages
+from chatstate.http.problems import STATUS
+from chatstate.http.routes import ENDPOINTS
+from tests.http.conftest import Serve
+
+VOID_ELEMENTS = {"meta", "link", "br", "hr", "img", "input", "wbr"}
+ATTRIBUTES_THAT_LOAD = {"src", "srcset", "action", "background", "data", "poster", "style"}
+
+
+@pytest.fixture(scope="module")
+def client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server over a SQLite file: these answers do not depend on the store."""
+    path = tmp_path_factory.mktemp("openapi") / "chatstate.db"
+    with (
+        serve(create_app(create_store(f"sqlite:///{path}"))) as server,
+        httpx.Client(base_url=server.base_url) as client,
+    ):
+        yield client
+
+
+class Page(HTMLParser):
+    """The page's elements. Fails on tags that do not balance and on ids that are not unique."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.ids: set[str] = set()
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+        if "id" in attributes:
+            assert attributes["id"] not in self.ids
+            self.ids.add(str(attributes["id"]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self.open[-1:] == ["style"] else data
+
+
+@pytest.fixture(scope="module")
+def html(client: httpx.Client) -> str:
+    return client.get("/docs").text
+
+
+def test_the_document_is_valid_openapi_3_1(client: httpx.Client) -> None:
+    answer = client.get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == document(ENDPOINTS)
+    assert answer.json()["openapi"] == "3.1.0"
+    schemathesis.openapi.from_dict(answer.json()).validate()
+
+
+def test_every_reference_leads_somewhere() -> None:
+    spec = document(ENDPOINTS)
+    for kind, name in re.findall(r'"#/components/(\w+)/([^"]+)"', json.dumps(spec)):
+        assert name in spec["components"][kind]
+
+
+def test_the_document_has_every_route_and_nothing_else() -> None:
+    found = {(method.upper(), path) for path, item in document(ENDPOINTS)["paths"].items() for method in item}
+    assert found == {(endpoint.method, endpoint.path) for endpoint in ENDPOINTS}
+
+
+def test_every_operation_has_every_answer_of_its_route() -> None:
+    spec = document(ENDPOINTS)
+    for endpoint in ENDPOINTS:
+        answers = spec["paths"][endpoint.path][endpoint.method.lower()]["responses"]
+        assert answers.keys() == {str(status) for status in (*endpoint.answers, *endpoint.problems)}
+
+
+def test_every_error_code_is_in_the_answers_with_its_status_or_in_the_description() -> None:
+    spec = document(ENDPOINTS)
+    found = set(re.findall(r"(\d{3}) `(\w+)`", spec["info"]["description"]))
+    for item in spec["paths"].values():
+        for operation in item.values():
+            for status, answer in operation["responses"].items():
+                codes = answer.get("content", {}).get("application/problem+json", {}).get("examples", ())
+                assert bool(codes) == (int(status) >= 400)
+                found |= {(status, code) for code in codes}
+    assert found == {(str(status), code) for code, status in STATUS.items()}
+    assert [messages()[code] for code in ("store_busy", "session_not_found")] == [
+        "Too much work is waiting for the store. Nothing was written; try again.",
+        "No session has this id.",
+    ]
+
+
+def test_the_page_shows_every_route_and_every_code(html: str) -> None:
+    text = Page(html).text
+    for endpoint in ENDPOINTS:
+        assert f"{endpoint.method} {endpoint.path}\n" in text
+    for code, message in messages().items():
+        assert f"{code}{STATUS[code]}" in text
+        assert message.replace("`", "") in text
+
+
+def test_the_page_is_accessible(html: str) -> None:
+    page = Page(html)
+    tags = [tag for tag, _ in page.elements]
+    assert [tags.count(tag) for tag in ("main", "header", "nav", "h1", "title")] == [1, 1, 1, 1, 1]
+    levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h\d", tag)]
+    assert all(after - before <= 1 for before, after in zip([0, *levels], levels, strict=False))
+    links = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
+    assert {link for link in links if link != "openapi.json"} <= {f"#{name}" for name in page.ids}
+
+
+def test_the_page_loads_nothing_and_runs_nothing(client: httpx.Client, html: str) -> None:
+    for tag, attributes in Page(html).elements:
+        assert tag not in {"script", "iframe", "object", "embed", "img", "link", "base", "form"}
+        assert not attributes.keys() & ATTRIBUTES_THAT_LOAD
+        assert not any(name.startswith("on") for name in attributes)
+    own_address = str(client.base_url).removesuffix("/")
+    assert set(re.findall(r"https?://[\w.:\[\]-]+", html)) == {own_address}
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_the_page_may_not_load_anything_either(client: httpx.Client) -> None:
+    answer = client.get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert not any("unsafe" in directive or "script-src" in directive for directive in policy)
+
+
+def test_the_curl_lines_of_the_page_call_the_server_that_was_asked(client: httpx.Client) -> None:
+    port = client.base_url.port
+    text = Page(client.get("/docs", headers={"Host": f"localhost:{port}"}).text).text
+    assert f"curl http://localhost:{port}/chat-state-sessions/session_12345\n" in text
+
+
+def test_the_page_escapes_what_it_is_given() -> None:
+    spec = document(ENDPOINTS, "http://localhost/<script>alert('1')</script>&amp;")
+    spec["info"]["description"] = "<script>"
+    spec["components"]["schemas"]["SaveBody"]["properties"]["<script>"] = {
+        "type": "<script>",
+        "description": "<script>",
+    }
+    html = page(spec)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_a_mounted_application_describes_itself_where_it_is_mounted(serve: Serve, tmp_path: Path) -> None:
+    mounted = create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"))
+    with (
+        serve(Starlette(routes=[Mount("/bot", mounted)], lifespan=mounted.lifespan)) as server,
+        httpx.Client(base_url=server.base_url) as client,
+    ):
+        assert client.get("/bot/openapi.json").json()["servers"] == [{"url": "/bot"}]
+        assert f"curl {server.base_url}/bot/healthz\n" in Page(client.get("/bot/docs").text).text

@@ -1,0 +1,1 @@
+"""Servers that the tests start for themselves: PostgreSQL, PgBouncer, and a proxy that breaks connections."""

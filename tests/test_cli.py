@@ -1,0 +1,446 @@
+"""The command line as people use it: real processes, what they print, and what they say about mistakes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import httpx
+import pytest
+
+from chatstate import __version__
+from chatstate.config import SETTINGS, Setting
+from tests.servers.ports import LOOPBACK, at_port, free_port
+from tests.servers.postgres import Postgres, database_of
+from tests.servers.process import PROGRAM, ServerProcess, clean_environment
+
+SECONDS = 30.0
+SCRIPT = Path(sys.executable).with_name("chatstate")
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Run the program to its end in `folder`; its exit code, and all that it prints."""
+    ended = subprocess.run(
+        [*PROGRAM, *arguments],
+        cwd=folder,
+        env=clean_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=SECONDS,
+        check=False,
+    )
+    return ended.returncode, ended.stdout.decode()
+
+
+def mistake(folder: Path, *arguments: str, **environment: str) -> str:
+    """What the program says about a mistake: one message of its own, and no stack trace."""
+    status, output = run(folder, *arguments, **environment)
+    assert status == 1, output
+    assert output.startswith("chatstate: "), output
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+# --- Serving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [(), ("serve",)], ids=["bare", "serve"])
+def test_it_serves(command: tuple[str, ...], store_url: str, tmp_path: Path) -> None:
+    with ServerProcess(store_url, tmp_path, command=command) as server:
+        body = {"user_session_id": "one", "chat_state": "{}"}
+        assert httpx.post(f"{server.base_url}/chat-state-sessions", json=body).status_code == 201
+        assert server.terminate() == 0
+        server.restart()
+        assert httpx.get(f"{server.base_url}/chat-state-sessions/one").json()["chat_state"] == "{}"
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="chatstate is not installed as a script here")
+def test_the_script_serves_with_nothing_said(tmp_path: Path) -> None:
+    # An operator's first start; only the port must differ, because the default one may be in use on this machine.
+    port = free_port()
+    process = subprocess.Popen(
+        [SCRIPT], cwd=tmp_path, env=clean_environment(PORT=str(port)), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"chatstate {__version__} listens on http://localhost:{port}\n"
+        assert httpx.get(f"http://localhost:{port}/readyz").status_code == 200
+        assert (tmp_path / "chatstate.db").stat().st_mode & 0o077 == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_banner_says_where_what_and_how_safe(store_url: str, tmp_path: Path) -> None:
+    with ServerProcess(store_url, tmp_path) as server:
+        status = httpx.get(f"{server.base_url}/readyz").json()
+        assert server.terminate() == 0
+    first, *lines = server.output.splitlines()
+    assert first == f"chatstate {__version__} listens on http://localhost:{server.port}"
+    assert f"  store       {status['store']}" in lines
+    assert f"  durability  {status['durability']}" in lines
+    assert lines[-1] == "Stopped; everything that was accepted has been answered."
+    assert status["durability"].startswith("An acknowledged write has been synced to the")
+    if store_url.startswith("sqlite"):
+        assert str(tmp_path / "chatstate.db") in status["store"]
+    else:
+        assert status["store"].endswith(f"/{database_of(store_url)}")
+        assert password_of(store_url) not in server.output
+
+
+def password_of(url: str) -> str:
+    match = re.search(r"://[^:/]+:([^@]+)@", url)
+    assert match is not None
+    return match[1]
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="no curl or bash on this machine")
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+def test_the_printed_curl_lines_work(host: str, tmp_path: Path) -> None:
+    if host == "::1" and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    url = f"sqlite:///{tmp_path}/chatstate.db"
+    # The process is ready when it answers on IPv4, which with ::1 it never does.
+    program = (*PROGRAM, "serve", "--host", host, "--store", url, "--port", str(port := free_port()))
+    process = subprocess.Popen(program, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        commands = printed_commands(process)
+        output = subprocess.run(
+            ["bash", "-c", commands], capture_output=True, check=True, text=True, timeout=SECONDS
+        ).stdout
+    finally:
+        process.kill()
+        process.communicate()
+    assert commands.count(f":{port}/") == 2
+    assert '"version":1' in output
+    assert output.count(r'"chat_state":"{\"messages\": []}"') == 2
+
+
+def printed_commands(process: subprocess.Popen[str]) -> str:
+    """The lines of the banner between `Try it:` and its end."""
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "Stop with Ctrl+C.\n")
+    text = "".join(line for line in lines if line)
+    return text.partition("Try it:\n")[2]
+
+
+def has_ipv6() -> bool:
+    if not socket.has_ipv6:
+        return False
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+def test_every_name_of_this_machine_answers(tmp_path: Path) -> None:
+    hosts = ["127.0.0.1", "localhost", *(["[::1]"] if has_ipv6() else [])]
+    with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path) as server:
+        for host in hosts:
+            assert httpx.get(f"http://{host}:{server.port}/healthz").status_code == 200
+    if len(hosts) == 2:
+        pytest.skip("this machine has no IPv6, so [::1] was not tried")
+
+
+# --- Help and version -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argument", ["version", "--version"])
+def test_the_version(argument: str, tmp_path: Path) -> None:
+    assert run(tmp_path, argument) == (0, f"chatstate {__version__}\n")
+
+
+@pytest.mark.parametrize("command", [(), ("serve",)], ids=["bare", "serve"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_the_help_names_every_setting(command: tuple[str, ...], flag: str, tmp_path: Path) -> None:
+    status, output = run(tmp_path, *command, flag)
+    assert status == 0
+    for setting in SETTINGS:
+        assert setting.flag in output
+        assert all(variable in output for variable in setting.variables)
+        assert setting.help.replace(" ", "") in re.sub(r"\s", "", output)
+
+
+def test_the_help_names_every_command(tmp_path: Path) -> None:
+    _, output = run(tmp_path, "--help")
+    assert re.findall(r"^  (\w+) +[A-Z]", output, re.MULTILINE) == ["migrate", "serve", "version"]
+    assert ".env" in output
+
+
+def test_the_help_of_migrate_names_its_settings(tmp_path: Path) -> None:
+    _, output = run(tmp_path, "migrate", "--help")
+    assert re.findall(r"^  (--[a-z-]+)", output, re.MULTILINE) == [
+        "--store",
+        "--pool-size",
+        "--allow-unsafe-durability",
+        "--print",
+    ]
+    assert "CHATSTATE_STORE" in output
+    assert "DATABASE_URL" in output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--port", "3001", "serve"), ("serve", "--prot", "1"), ("sevre",), ("serve", "x")]
+)
+def test_a_wrong_command_line_shows_the_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    status, output = run(tmp_path, *arguments)
+    assert status == 2
+    assert output.startswith("Usage: ")
+    assert "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Migrating --------------------------------------------------------------------------------------------------------
+
+
+def test_migrate_twice(store_url: str, tmp_path: Path) -> None:
+    status, output = run(tmp_path, "migrate", "--store", store_url)
+    assert status == 0
+    assert output.startswith("applied 0001_chat_state_sessions\n")
+    assert run(tmp_path, "migrate", "--store", store_url) == (0, "Nothing to do: the tables are up to date.\n")
+
+
+def test_migrate_while_a_server_is_working(store_url: str, tmp_path: Path) -> None:
+    with ServerProcess(store_url, tmp_path) as server:
+        assert run(tmp_path, "migrate", "--store", store_url) == (0, "Nothing to do: the tables are up to date.\n")
+        assert server.answers("/readyz")
+
+
+def test_print_changes_nothing(store_url: str, tmp_path: Path) -> None:
+    status, output = run(tmp_path, "migrate", "--print", "--store", store_url)
+    assert status == 0
+    assert "CREATE TABLE" in output
+    assert list(tmp_path.iterdir()) == []
+    status, output = run(tmp_path, "migrate", "--store", store_url)
+    assert output.startswith("applied ")
+
+
+def test_the_printed_sql_makes_the_tables_of_sqlite(tmp_path: Path) -> None:
+    _, printed = run(tmp_path, "migrate", "--print", "--store", "sqlite:///new.db")
+    connection = apsw.Connection(str(tmp_path / "new.db"))
+    connection.execute(printed)
+    connection.close()
+    status, output = run(tmp_path, "migrate", "--store", "sqlite:///new.db")
+    assert (status, output) == (0, "Nothing to do: the tables are up to date.\n")
+
+
+def test_print_needs_no_connection(tmp_path: Path) -> None:
+    url = f"postgresql://me:hunter2@127.0.0.1:{free_port()}/bot"
+    status, output = run(tmp_path, "migrate", "--print", "--store", url)
+    assert status == 0
+    assert "hunter2" not in output
+
+
+# --- Where settings come from -----------------------------------------------------------------------------------------
+
+
+def test_the_env_file_of_a_prisma_service(postgres_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / ".env").write_text(f'DATABASE_URL="{postgres_url}?schema=public"\nPORT={port}\n')
+    process = subprocess.Popen(
+        [*PROGRAM], cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().endswith(f"listens on http://localhost:{port}\n")
+        store = httpx.get(f"http://127.0.0.1:{port}/readyz").json()["store"]
+    finally:
+        process.kill()
+        process.communicate()
+    assert store.startswith("PostgreSQL")
+    assert store.endswith(database_of(postgres_url))
+
+
+def store_in_use(folder: Path, *arguments: str, **environment: str) -> str:
+    """The name of the SQLite file that `migrate` works on."""
+    before = set(folder.glob("*.db"))
+    assert run(folder, "migrate", *arguments, **environment)[0] == 0
+    (new,) = set(folder.glob("*.db")) - before
+    return new.stem
+
+
+def test_who_wins(tmp_path: Path) -> None:
+    assert store_in_use(tmp_path) == "chatstate"
+    (tmp_path / ".env").write_text("DATABASE_URL='sqlite:///file.db'\n")
+    assert store_in_use(tmp_path) == "file"
+    (tmp_path / ".env").write_text("DATABASE_URL='mysql://x'\nCHATSTATE_STORE=sqlite:///own.db\n")
+    assert store_in_use(tmp_path) == "own"
+    assert store_in_use(tmp_path, DATABASE_URL="sqlite:///variable.db") == "variable"
+    both = {"DATABASE_URL": "mysql://x", "CHATSTATE_STORE": "sqlite:///own_variable.db"}
+    assert store_in_use(tmp_path, **both) == "own_variable"
+    assert store_in_use(tmp_path, "--store", "sqlite:///flag.db", **both) == "flag"
+
+
+def test_empty_variables_count_as_unset(tmp_path: Path) -> None:
+    assert store_in_use(tmp_path, CHATSTATE_STORE="", DATABASE_URL="", CHATSTATE_POOL_SIZE="") == "chatstate"
+
+
+def test_flags_reach_the_server(tmp_path: Path) -> None:
+    limit = ("--require-json", "--max-state-bytes", "10")
+    with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path, arguments=limit) as server:
+        url = f"{server.base_url}/chat-state-sessions"
+        statuses = [
+            httpx.post(url, json={"user_session_id": "one", "chat_state": state}).status_code
+            for state in ("{}", "no JSON", '"' + "x" * 9 + '"')
+        ]
+    assert statuses == [201, 400, 413]
+
+
+# --- Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.name != "store"], ids=lambda s: s.name)
+def test_a_bad_value_names_its_source(setting: Setting, tmp_path: Path) -> None:
+    for variable in setting.variables:
+        assert f"chatstate: {variable}='?' must be " in mistake(tmp_path, **{variable: "?"})
+        (tmp_path / ".env").write_text(f"{variable}=?\n")
+        assert f"chatstate: {variable} in .env='?' must be " in mistake(tmp_path, "serve")
+        (tmp_path / ".env").unlink()
+    if setting.default is not False:
+        assert f"chatstate: {setting.flag}='?' must be " in mistake(tmp_path, "serve", setting.flag, "?")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.com"])
+def test_other_addresses_are_refused(host: str, tmp_path: Path) -> None:
+    output = mistake(tmp_path, "serve", "--host", host)
+    assert "localhost, 127.0.0.1 or ::1" in output
+    assert "whoever reaches this server can read every session" in output
+
+
+def test_a_taken_port(taken_port: int, tmp_path: Path) -> None:
+    output = mistake(tmp_path, "serve", "--port", str(taken_port))
+    assert f"Port {taken_port} is taken." in output
+    assert f"chatstate serve --port {taken_port + 1}" in output
+
+
+def test_a_second_owner_of_a_file(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/chatstate.db"
+    with ServerProcess(url, tmp_path) as server:
+        output = mistake(tmp_path, "serve", "--store", url, "--port", str(free_port()))
+        assert f"Another chatstate server is using {tmp_path}/chatstate.db." in output
+        assert "chatstate serve --store sqlite:///other.db" in output
+        assert server.answers("/readyz")
+        server.kill()
+        server.restart()  # what a killed server leaves behind locks nobody out
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_an_unreachable_database(command: str, tmp_path: Path) -> None:
+    port = free_port()
+    output = mistake(tmp_path, command, "--store", f"postgresql://me:hunter2@127.0.0.1:{port}/bot")
+    assert f"Cannot reach PostgreSQL at 127.0.0.1:{port}/bot" in output
+    assert "Is it running, and does the store URL name the right host and port?" in output
+    assert "hunter2" not in output
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_wrong_password(command: str, postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.url("postgres").replace(password_of(postgres.url("postgres")), "hunter2")
+    output = mistake(tmp_path, command, "--store", url, PORT=str(free_port()))
+    assert "refused the login. The user name or the password in the store URL is wrong" in output
+    assert "hunter2" not in output
+    assert password_of(postgres.url("postgres")) not in output
+
+
+def test_a_missing_database(postgres: Postgres, tmp_path: Path) -> None:
+    url = postgres.url("chatstate_test_missing")
+    output = mistake(tmp_path, "migrate", "--store", url)
+    assert "has no database of that name. Create it: createdb" in output
+    assert "chatstate_test_missing" in output
+    assert password_of(url) not in output
+
+
+@pytest.mark.parametrize("password", ["qq/zz", "12/34", "12?34", "12#34", "[34", "qq@zz/34"])
+def test_a_password_that_is_not_encoded_is_not_printed(password: str, tmp_path: Path) -> None:
+    output = mistake(tmp_path, "migrate", "--store", f"postgresql://me:{password}@localhost:1/bot")
+    assert not any(part and part in output for part in re.split(r"[/?#\[@]", password))
+    assert "%2F" in output
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme"),
+    [
+        ("mysql://me:hunter2@localhost/bot", "mysql"),
+        ("file:./dev.db", "file"),
+        ("mongodb+srv://me:hunter2@cluster/bot", "mongodb+srv"),
+        ("prisma://accelerate.prisma-data.net/?api_key=hunter2", "prisma"),
+    ],
+)
+def test_an_unknown_store(url: str, scheme: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f'DATABASE_URL="{url}"\n')
+    output = mistake(tmp_path, "serve")
+    assert f"URLs that begin with '{scheme}'" in output
+    assert "--store sqlite:///chatstate.db" in output
+    assert "hunter2" not in output
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://host/x.db", "sqlite://[x", "sqlite:///a%00b"]
+)
+def test_a_sqlite_url_that_names_no_file(url: str, tmp_path: Path) -> None:
+    assert "A SQLite store is a file: --store sqlite:///chatstate.db" in mistake(tmp_path, "serve", "--store", url)
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_file_that_cannot_be_written(command: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "text.db").write_text("This is no database, but the beginning of a novel. " * 20)
+    for name in ("folder.db", "text.db", "missing/x.db"):
+        output = mistake(tmp_path, command, "--store", f"sqlite:///{tmp_path}/{name}")
+        assert f"Cannot use {tmp_path}/{name} as the database" in output
+    assert (tmp_path / "text.db").read_text().startswith("This is no database")
+
+
+def test_another_programs_database(tmp_path: Path) -> None:
+    with apsw.Connection(str(tmp_path / "theirs.db")) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    connection.close()
+    output = mistake(tmp_path, "serve", "--store", "sqlite:///theirs.db", "--port", str(free_port()))
+    assert "another program's database" in output
+
+
+def test_a_server_that_is_not_postgresql(tmp_path: Path) -> None:
+    with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path) as other:
+        output = mistake(tmp_path, "migrate", "--store", at_port("postgresql://me:hunter2@localhost/bot", other.port))
+    assert f"Cannot reach PostgreSQL at 127.0.0.1:{other.port}/bot" in output
+    assert "hunter2" not in output
+
+
+def test_an_env_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("PORT=3001\n".encode("utf-16"))
+    assert ".env is not UTF-8. Save it as UTF-8" in mistake(tmp_path, "serve")
+
+
+def test_a_folder_that_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    script = f'rmdir "{folder}" && exec "$@"'
+    ended = subprocess.run(
+        ["sh", "-c", script, "sh", *PROGRAM, "serve"],
+        cwd=folder,
+        env=clean_environment(),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "chatstate: The current folder does not exist any more. Change to another one: cd ~\n"

@@ -1,0 +1,92 @@
+"""The docs say what the code does: every setting, route, command and error code is in them, and their code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import chatstate
+from chatstate import errors
+from chatstate.cli import main
+from chatstate.config import SETTINGS
+from chatstate.http.problems import STATUS
+from chatstate.http.routes import ENDPOINTS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_is_documented(setting: object) -> None:
+    text = page("reference/settings.md")
+    assert f"`{setting.flag}" in text  # type: ignore[attr-defined]
+    assert all(f"`{variable}`" in text for variable in setting.variables)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.method} {endpoint.path}")
+def test_every_route_is_documented(endpoint: object) -> None:
+    assert f"`{endpoint.method} {endpoint.path}`" in page("reference/http.md")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_is_documented(command: str) -> None:
+    assert f"`chatstate {command}" in page("reference/settings.md")
+
+
+@pytest.mark.parametrize(("code", "status"), STATUS.items())
+def test_every_error_code_is_documented_with_its_status(code: str, status: int) -> None:
+    assert f"| {status} | `{code}` |" in page("reference/errors.md")
+
+
+def test_the_docs_name_no_error_code_that_does_not_exist() -> None:
+    assert set(re.findall(r"^\| \d+ \| `(\w+)` \|", page("reference/errors.md"), re.MULTILINE)) == set(STATUS)
+
+
+def test_every_error_that_can_reach_a_client_has_a_status() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    codes = {
+        value.code
+        for value in classes
+        if issubclass(value, errors.ChatStateError)
+        and not issubclass(value, errors.StartError)
+        and value is not errors.ChatStateError
+    }
+    assert codes <= set(STATUS)
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_classes() -> None:
+    drawn = re.findall(r"─ (\w+)", errors.__doc__ or "")
+    defined = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.ChatStateError) and name != "ChatStateError"
+    ]
+    assert sorted(drawn) == sorted(defined)
+
+
+def test_the_version_is_the_newest_in_the_changelog() -> None:
+    (newest, *_) = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert chatstate.__version__ == newest
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert chatstate.__all__ == ["__version__", "create_app", "create_store"]
+    assert all(hasattr(chatstate, name) for name in chatstate.__all__)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *ROOT.glob("requirements*.txt")], ids=lambda path: path.name)
+def test_no_registry_is_named(path: Path) -> None:
+    assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|deb\.debian", path.read_text())

@@ -1,0 +1,72 @@
+"""Data flows one way: each module imports only from the layers below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import chatstate
+
+ROOT = Path(chatstate.__file__).parent
+
+BELOW = {
+    "model": set(),
+    "errors": {"model"},
+    "config": {"errors"},
+    "stores": {"model", "errors"},
+    "group_commit": {"errors"},
+    "sessions": {"model", "errors", "group_commit", "stores"},
+    "http": {"model", "errors", "sessions", "stores", "__init__"},
+    "cli": {"model", "errors", "config", "stores", "http", "__init__"},
+    "__main__": {"cli"},
+    "__init__": {"http", "stores"},
+}
+"""What each part of the package may import from the rest of it."""
+
+DRIVERS = {"apsw": {"sqlite.py"}, "filelock": {"sqlite.py"}, "asyncpg": {"postgres"}, "starlette": {"http"}}
+"""Where a library may be imported."""
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    part = part_of(path)
+    for name in imported(path):
+        package, _, rest = name.partition(".")
+        target = rest.split(".")[0] if (ROOT / f"{rest.split('.')[0]}.py").exists() else ""
+        target = target or (rest.split(".")[0] if (ROOT / rest.split(".")[0]).is_dir() else "__init__")
+        if package == "chatstate" and rest and target != part:
+            assert target in BELOW[part], f"{part} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_driver_is_imported_in_one_place(path: Path) -> None:
+    place = str(path.relative_to(ROOT))
+    for name in imported(path):
+        allowed = DRIVERS.get(name.partition(".")[0])
+        assert not allowed or any(part in place for part in allowed), f"{place} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 60, f"{path.name}: {node.name} has {length} lines"
