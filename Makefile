@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ARGS ?=
 
-.PHONY: help serve test lint format lock clean
+.PHONY: help serve test lint format lock reference clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with has
 		pyproject.toml --group build --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
 		pyproject.toml --group build --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+reference: .venv/dev  ## Make /openapi.json and /docs anew after a change of the routes
+	$(BIN)/python -m tools.reference
 
 clean:  ## Remove what was installed
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -235,7 +235,7 @@ def test_print_changes_nothing(store_url: str, tmp_path: Path) -> None:
 def test_the_printed_sql_makes_the_tables_of_sqlite(tmp_path: Path) -> None:
     _, printed = run(tmp_path, "migrate", "--print", "--store", "sqlite:///new.db")
     connection = apsw.Connection(str(tmp_path / "new.db"))
-    connection.execute(printed)
+    connection.execute(printed).fetchall()
     connection.close()
     status, output = run(tmp_path, "migrate", "--store", "sqlite:///new.db")
     assert (status, output) == (0, "Nothing to do: the tables are up to date.\n")

@@ -15,11 +15,12 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from chatstate import create_app, create_store
-from chatstate.http.docs import page
-from chatstate.http.openapi import document, messages
 from chatstate.http.problems import STATUS
 from chatstate.http.routes import ENDPOINTS
 from tests.http.conftest import Serve
+from tools.reference.__main__ import contents
+from tools.reference.openapi import document, messages
+from tools.reference.page import page
 
 VOID_ELEMENTS = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 ATTRIBUTES_THAT_LOAD = {"src", "srcset", "action", "background", "data", "poster", "style"}
@@ -73,9 +74,14 @@ def html(client: httpx.Client) -> str:
 def test_the_document_is_valid_openapi_3_1(client: httpx.Client) -> None:
     answer = client.get("/openapi.json")
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == document(ENDPOINTS)
+    assert answer.json() == document(ENDPOINTS, str(client.base_url).removesuffix("/"))
     assert answer.json()["openapi"] == "3.1.0"
     schemathesis.openapi.from_dict(answer.json()).validate()
+
+
+def test_the_files_of_the_reference_are_up_to_date() -> None:
+    for path, text in contents().items():
+        assert path.read_text("utf-8") == text, f"{path.name} is out of date; make it anew: make reference"
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -175,5 +181,5 @@ def test_a_mounted_application_describes_itself_where_it_is_mounted(serve: Serve
         serve(Starlette(routes=[Mount("/bot", mounted)], lifespan=mounted.lifespan)) as server,
         httpx.Client(base_url=server.base_url) as client,
     ):
-        assert client.get("/bot/openapi.json").json()["servers"] == [{"url": "/bot"}]
+        assert client.get("/bot/openapi.json").json()["servers"] == [{"url": f"{server.base_url}/bot"}]
         assert f"curl {server.base_url}/bot/healthz\n" in Page(client.get("/bot/docs").text).text

@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
-import requests
 import schemathesis
 from hypothesis import seed, settings
 from hypothesis import strategies as st
 
 from chatstate import create_app, create_store
-from chatstate.http.openapi import document
 from chatstate.http.routes import ENDPOINTS
 from tests.http.conftest import Serve
+from tools.reference.openapi import document
 
 SEED = int(os.environ.get("CHATSTATE_TEST_SEED", "1"))
 
@@ -28,7 +30,7 @@ CONFIG = schemathesis.Config.from_dict(
     {
         "seed": SEED,
         "generation": {
-            "max-examples": int(os.environ.get("X_MAX", "100")),
+            "max-examples": 150,
             "database": "none",
             # Not HTTP (RFC 9110, section 5.5): the HTTP parser refuses such requests before the application sees them.
             "exclude-header-characters": "".join(map(chr, [*range(32), 127])),
@@ -53,6 +55,12 @@ def _schema() -> Any:
 SCHEMA = _schema()
 
 
+@SCHEMA.hook
+def filter_headers(_context: schemathesis.HookContext, headers: dict[str, str] | None) -> bool:
+    """A made-up header of framing makes a request that is not HTTP, which uvicorn refuses before the application."""
+    return not {name.lower() for name in headers or ()} & {"content-length", "transfer-encoding"}
+
+
 @pytest.fixture(autouse=True)
 def _print_seed() -> None:
     """Pytest shows it where a test fails."""
@@ -62,8 +70,13 @@ def _print_seed() -> None:
 @pytest.fixture(scope="module")
 def base_url(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real server over a SQLite file."""
-    path = tmp_path_factory.mktemp("schemathesis") / "chatstate.db"
-    with serve(create_app(create_store(f"sqlite:///{path}"))) as server:
+    with _serving(serve, tmp_path_factory.mktemp("schemathesis")) as address:
+        yield address
+
+
+@contextmanager
+def _serving(serve: Serve, folder: Path) -> Iterator[str]:
+    with serve(create_app(create_store(f"sqlite:///{folder}/chatstate.db"))) as server:
         yield server.base_url
 
 
@@ -83,7 +96,7 @@ def test_an_operation_answers_as_documented(case: schemathesis.Case, base_url: s
     case.call_and_validate(base_url=base_url, additional_checks=[_code_conformance])
 
 
-def test_sequences_of_operations_answer_as_documented(base_url: str) -> None:
+def test_sequences_of_operations_answer_as_documented(serve: Serve, tmp_path: Path) -> None:
     class Workflow(SCHEMA.as_state_machine()):  # type: ignore[misc]
         """Follows the links of the document: saves, then loads, updates and deletes what it has saved."""
 
@@ -91,7 +104,7 @@ def test_sequences_of_operations_answer_as_documented(base_url: str) -> None:
             self.ids: set[str] = set()
 
         def get_call_kwargs(self, _case: schemathesis.Case) -> dict[str, Any]:
-            return {"base_url": base_url}
+            return {"base_url": str(client.base_url)}
 
         def after_call(self, response: schemathesis.Response, _case: schemathesis.Case) -> None:
             seen.add((response.request.method, response.status_code))
@@ -101,9 +114,10 @@ def test_sequences_of_operations_answer_as_documented(base_url: str) -> None:
         def teardown(self) -> None:
             """Sequences begin with an empty store: what a sequence meets must not depend on those before it."""
             for user_session_id in self.ids:
-                requests.delete(f"{base_url}/chat-state-sessions/{quote(user_session_id, safe='')}", timeout=20)
+                client.delete(f"/chat-state-sessions/{quote(user_session_id, safe='')}")
 
     seen: set[tuple[str, int]] = set()
     sequences = settings(max_examples=50, stateful_step_count=10, deadline=None, database=None)
-    seed(SEED)(Workflow).run(settings=sequences)
+    with _serving(serve, tmp_path) as address, httpx.Client(base_url=address) as client:
+        seed(SEED)(Workflow).run(settings=sequences)
     assert seen >= {("POST", 201), ("PUT", 200), ("GET", 200), ("DELETE", 200)}

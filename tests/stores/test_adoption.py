@@ -259,3 +259,15 @@ async def test_a_table_is_found_on_the_search_path(postgres_url: str) -> None:
         assert await version_of(store) == 1
         assert [name for name, _ in (await shape(old.connection)).triggers] == ["chatstate_raise_version"]
         assert await old.connection.fetchval("SELECT to_regclass('public.chat_state_sessions')") is None
+
+
+async def test_a_user_called_chatstate_keeps_the_table(postgres_url: str) -> None:
+    """The search path of such a user begins with our own schema; a second table there must not hide the first one."""
+    async with migrated(postgres_url) as store:
+        session = await commit_one(store, saving("a", "kept"))
+    async with connected(postgres_url) as connection:
+        assert await connection.fetchval("SELECT current_schema()") == "chatstate", "the test's user has that name"
+        await connection.execute(SEED_SQL)
+        assert await connection.fetchval("SELECT count(*) FROM chatstate.chat_state_sessions") == 0
+    async with migrated(postgres_url) as store:
+        assert (await store.load(["a"]))["a"] == session

@@ -230,8 +230,6 @@ CALLS: dict[str, Call] = {
     "mixed": lambda store: store.commit(one_of_each()),
 }
 
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-
 
 # --- The database stops -----------------------------------------------------------------------------------------------
 
@@ -249,7 +247,7 @@ async def test_a_stopped_database_is_unavailable_to_every_method_and_the_store_c
     await until_it_works(store)
     for call in CALLS.values():
         await call(store)
-    assert {**await states(url), "again": ""} == {**AFTER, "again": ""}
+    assert await states(url) == {**AFTER, "again": "{}"}
 
 
 async def test_a_stopped_database_cannot_be_opened(own_postgres: PostgresServer, url: str) -> None:
@@ -435,21 +433,27 @@ async def test_a_cut_while_a_migration_commits_leaves_the_outcome_unknown(
 
 
 @pytest.mark.usefixtures("short_waits")
-@each_call
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("load", StoreUnavailable),
+        ("migrate", StoreUnavailable),
+        ("upsert", OutcomeUnknown),
+        ("mixed", StoreUnavailable),  # which was never told to commit
+    ],
+)
 async def test_a_database_that_hangs_is_given_up_in_time(
-    call: Call, url: str, proxy: FaultProxy, request: pytest.FixtureRequest
+    name: str, error: type[StoreError], url: str, proxy: FaultProxy
 ) -> None:
-    """Also when there are conditions, a write may have been committed, while a mixed batch surely was not."""
     async with opened(at_port(url, proxy.port)) as store:
         await make_rows(store)
-        surely_not = call in (CALLS["status"], CALLS["load"], CALLS["migrate"], CALLS["mixed"])
         proxy.blackhole()
         async with asyncio.timeout(PATIENCE_SECONDS):
-            with pytest.raises(StoreUnavailable if surely_not else OutcomeUnknown):
-                await call(store)
+            with pytest.raises(error):
+                await CALLS[name](store)
         proxy.heal()
         await until_it_works(store)
-    assert "a" not in await states(url)
+    assert await states(url) == {**BEFORE, "again": "{}"}
 
 
 @pytest.mark.usefixtures("short_waits")
@@ -678,7 +682,7 @@ async def test_a_deadlock_with_another_program_loses_nothing(
         outcomes = await task
         assert [outcome.version for outcome in outcomes if isinstance(outcome, Session)] == [3, 3]
         assert await states(url) == {"a": "ours", "b": "ours"}
-        assert own_postgres.log.read_text().count("deadlock detected") == deadlocks + 1
+        assert own_postgres.log.read_text().count("deadlock detected") > deadlocks
 
 
 # --- The database refuses ---------------------------------------------------------------------------------------------

@@ -674,14 +674,20 @@ class Program:
 
     def finish(self) -> None:
         """Let it go on, to its end."""
-        output, _ = self._process.communicate("\n", timeout=PATIENCE_SECONDS)
-        assert (output, self._process.returncode) == ("done\n", 0)
+        assert self._process.stdin
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        assert (self._rest(), self._process.returncode) == (["done\n"], 0)
 
     def kill(self) -> list[str]:
         """SIGKILL; the whole lines that it still wrote."""
         self._process.kill()
-        output, _ = self._process.communicate(timeout=PATIENCE_SECONDS)
-        return [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
+        return [line for line in self._rest() if line.endswith("\n")]
+
+    def _rest(self) -> list[str]:
+        # Not with `communicate`, which would not see what has been read ahead.
+        with self._process:
+            return self._output.readlines()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from chatstate.errors import PreconditionFailed
-from chatstate.http.docs import docs, openapi
+from chatstate.http.reference import docs, openapi
 from chatstate.http.wire import (
     HEADERS,
     Findings,
@@ -46,11 +46,6 @@ class Api(Struct, frozen=True):
     sessions: Sessions
     store: Store
     limits: Limits
-
-    @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The route table, for the handlers that describe it."""
-        return ENDPOINTS
 
 
 Handler = Callable[[Api, Request], Awaitable[Response]]
@@ -116,7 +111,7 @@ async def ready(api: Api, _request: Request) -> Response:
     return answer(await api.store.status())
 
 
-class Endpoint(Struct, frozen=True, eq=False):
+class Endpoint(Struct, frozen=True):
     """One row of the route table; the OpenAPI document is made from it. An answer has a shape, or only a media type."""
 
     method: str

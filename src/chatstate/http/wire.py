@@ -264,7 +264,7 @@ def _check_media_type(headers: Headers) -> None:
 
 async def _read_bytes(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > limit:
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from chatstate.errors import StoreError
 from chatstate.model import ANYTHING, Conflict, Deleted, Save, Session, Write
@@ -25,8 +25,8 @@ Outcome = Session | Deleted | Conflict | StoreError
 class StoreStatus(Struct, frozen=True):
     """Which store this is, and what an acknowledged write survives, in words for people."""
 
-    store: str
-    durability: str
+    store: Annotated[str, Meta(description="Which store this is, its version, and where it is.")]
+    durability: Annotated[str, Meta(description="What an acknowledged write survives.")]
 
 
 class Store(ABC):

@@ -6,15 +6,14 @@ round trip; a mixed one is a transaction that first locks its rows in the order 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from typing import Any
 
 import asyncpg
 
 from chatstate.errors import SchemaMismatch, SessionLocked, StoreError, StoreUnavailable, StoreUnreachable
-from chatstate.model import Conflict, Deleted, Save, Session, Tag, Write
+from chatstate.model import Conflict, Delete, Deleted, Expect, Save, Session, Tag, Write
 from chatstate.stores import sql
 from chatstate.stores.base import Outcome, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.postgres_connection import (
@@ -111,7 +110,7 @@ class PostgresStore(Store):
     async def load(self, ids: Sequence[str]) -> dict[str, Session]:
         async with self._reading() as connection:
             rows = await connection.fetch(self._statement("load"), ids)
-        return {row[1]: _loaded(*row) for row in rows}
+        return {row[1]: Session(*row) for row in rows}
 
     async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
         outcomes: dict[str, Outcome] = {}
@@ -149,7 +148,7 @@ class PostgresStore(Store):
             if several:
                 await connection.fetch(self._statement("lock"), ids)
             for verb, group in groups.items():
-                rows = await connection.fetch(self._statement(verb), *_COLUMNS[verb](group))
+                rows = await connection.fetch(self._statement(verb), *_columns(verb, group))
                 outcomes |= _outcomes(group, rows)
         losers = [user_session_id for user_session_id in ids if user_session_id not in outcomes]
         return outcomes | (await self._conflicts(losers) if losers else {})
@@ -220,79 +219,49 @@ def _was_overtaken(write: Write, outcome: Outcome) -> bool:
     return isinstance(outcome, Conflict) and write.expect.allows(outcome.current)
 
 
-def _loaded(
-    session_id: str,
-    user_session_id: str,
-    chat_state: str,
-    last_activity: datetime,
-    created_at: datetime,
-    updated_at: datetime,
-    version: int,
-) -> Session:
-    return Session(
-        session_id=session_id,
-        user_session_id=user_session_id,
-        chat_state=chat_state,
-        last_activity=last_activity,
-        created_at=created_at,
-        updated_at=updated_at,
-        version=version,
-    )
-
-
 def _outcomes(group: Sequence[Write], rows: Sequence[Any]) -> dict[str, Outcome]:
     """What became of the writes for which the statement gave a row."""
     by_id = {write.user_session_id: write for write in group}
-    return {row[0]: _outcome(by_id[row[0]], row) for row in rows}
+    return {row[1]: _outcome(by_id[row[1]], row) for row in rows}
 
 
 def _outcome(write: Write, row: Any) -> Outcome:
     if not isinstance(write, Save):
-        return Deleted(Tag(row[1], row[2]))
-    user_session_id, session_id, version, last_activity, created_at, updated_at, kept_state = row
-    state = kept_state if write.chat_state is None else write.chat_state
-    return _loaded(session_id, user_session_id, state, last_activity, created_at, updated_at, version)
+        return Deleted(Tag(row[0], row[2]))
+    session_id, user_session_id, kept_state, *rest = row
+    return Session(session_id, user_session_id, kept_state if write.chat_state is None else write.chat_state, *rest)
+
+
+def _columns(verb: Verb, writes: Sequence[Any]) -> list[list[Any]]:
+    """The parameters of the statement: for each one a column with the values of all writes."""
+    return [list(column) for column in zip(*(_ROWS[verb](write) for write in writes), strict=True)]
 
 
 # Times go as text: the driver would turn the first and the last moment of the calendar into infinities.
 
 
-def _insert_columns(writes: Sequence[Any]) -> tuple[list[Any], ...]:
-    return (
-        [write.user_session_id for write in writes],
-        [write.new_session_id for write in writes],
-        [write.chat_state for write in writes],
-        [write.last_activity.isoformat() for write in writes],
-        [write.now.isoformat() for write in writes],
-    )
+def _inserted(write: Save) -> tuple[Any, ...]:
+    times = (write.last_activity.isoformat(), write.now.isoformat())
+    return (write.user_session_id, write.new_session_id, write.chat_state, *times)
 
 
-def _update_columns(writes: Sequence[Any]) -> tuple[list[Any], ...]:
-    return (
-        [write.user_session_id for write in writes],
-        [write.chat_state for write in writes],
-        [write.last_activity.isoformat() for write in writes],
-        [write.now.isoformat() for write in writes],
-        *_tag_columns(write.expect for write in writes),
-    )
+def _updated(write: Save) -> tuple[Any, ...]:
+    times = (write.last_activity.isoformat(), write.now.isoformat())
+    return (write.user_session_id, write.chat_state, *times, *_tags(write.expect))
 
 
-def _delete_columns(writes: Sequence[Any]) -> tuple[list[Any], ...]:
-    return ([write.user_session_id for write in writes], *_tag_columns(write.expect for write in writes))
+def _deleted(write: Delete) -> tuple[Any, ...]:
+    return (write.user_session_id, *_tags(write.expect))
 
 
-def _tag_columns(expects: Any) -> tuple[list[str | None], list[str]]:
-    pairs = [(_lines(expect.only), _lines(expect.unless) or "") for expect in expects]
-    return [only for only, _ in pairs], [unless for _, unless in pairs]
+def _tags(expect: Expect) -> tuple[str | None, str]:
+    """`only` and `unless` as lines of tags; None for no restriction."""
+    return None if expect.only is None else "\n".join(map(str, expect.only)), "\n".join(map(str, expect.unless))
 
 
-def _lines(tags: Any) -> str | None:
-    return None if tags is None else "\n".join(map(str, tags))
-
-
-_COLUMNS = {
-    "upsert": _insert_columns,
-    "insert": _insert_columns,
-    "update": _update_columns,
-    "delete": _delete_columns,
+_ROWS: dict[Verb, Callable[[Any], tuple[Any, ...]]] = {
+    "upsert": _inserted,
+    "insert": _inserted,
+    "update": _updated,
+    "delete": _deleted,
 }

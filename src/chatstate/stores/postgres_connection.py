@@ -110,10 +110,13 @@ SELECT
     current_setting('server_version'), current_setting('server_encoding'), current_setting('fsync')::boolean,
     current_setting('synchronous_commit'),
     coalesce(
-        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.oid = to_regclass('chat_state_sessions')),
-        current_schema(), 'public')
+        (SELECT name FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (name, place)
+         WHERE name <> 'chatstate'
+         ORDER BY to_regclass(quote_ident(name) || '.chat_state_sessions') IS NULL, place LIMIT 1),
+        'public')
 """
+"""The last column: the schema of the search path that holds the table, else its first one. Never our own schema, which
+stands first in the search path of a user called chatstate."""
 
 
 async def ask_facts(url: PostgresUrl) -> Facts:
@@ -171,10 +174,9 @@ async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Re
 
 
 async def close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:
-    """Say goodbye to the database; when that fails or takes too long, close the connections without it."""
+    """Say goodbye to the database; when it does not answer (in COMMAND_SECONDS), close the connections without it."""
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await pool.close()
+        await pool.close()
     except _DRIVER_ERRORS:
         pool.terminate()
 

@@ -219,22 +219,10 @@ def _load(connection: apsw.Connection, ids: Sequence[str]) -> dict[str, Session]
     sessions = {}
     for user_session_id in ids:
         for row in connection.execute(_STATEMENTS["load"], {"user_session_id": user_session_id}):
-            sessions[user_session_id] = _session(*row)
+            session_id, _, chat_state, active, created, updated, version = row
+            times = (_time(active), _time(created), _time(updated))
+            sessions[user_session_id] = Session(session_id, user_session_id, chat_state, *times, version)
     return sessions
-
-
-def _session(
-    session_id: str, user_session_id: str, chat_state: str, last_activity: int, created: int, updated: int, version: int
-) -> Session:
-    return Session(
-        session_id=session_id,
-        user_session_id=user_session_id,
-        chat_state=chat_state,
-        last_activity=_time(last_activity),
-        created_at=_time(created),
-        updated_at=_time(updated),
-        version=version,
-    )
 
 
 def _commit(connection: apsw.Connection, writes: Sequence[Write]) -> list[Outcome]:
@@ -277,15 +265,9 @@ def _parameters(write: Write) -> dict[str, str | int | None]:
 
 
 def _saved(write: Save, session_id: str, created: int, version: int, kept_state: str | None = None) -> Session:
-    return Session(
-        session_id=session_id,
-        user_session_id=write.user_session_id,
-        chat_state=kept_state if write.chat_state is None else write.chat_state,  # type: ignore[arg-type]
-        last_activity=write.last_activity,
-        created_at=_time(created),
-        updated_at=write.now,
-        version=version,
-    )
+    state = write.chat_state if kept_state is None else kept_state
+    assert state is not None  # a write without a state updates, and gives the one that it has kept
+    return Session(session_id, write.user_session_id, state, write.last_activity, _time(created), write.now, version)
 
 
 def _microseconds(time: datetime) -> int:

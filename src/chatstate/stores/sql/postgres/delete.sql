@@ -14,4 +14,4 @@ JOIN locked USING (user_session_id)
 WHERE s.user_session_id = w.user_session_id
     AND (w.only_tags IS NULL OR s.session_id::text || '-' || s.version = ANY (string_to_array(w.only_tags, E'\n')))
     AND s.session_id::text || '-' || s.version <> ALL (string_to_array(w.unless_tags, E'\n'))
-RETURNING s.user_session_id, s.session_id::text, s.version
+RETURNING s.session_id::text, s.user_session_id, s.version

@@ -8,8 +8,8 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
     AS w (user_session_id, session_id, chat_state, last_activity, now)
 ON CONFLICT (user_session_id) DO NOTHING
 RETURNING
-    user_session_id, session_id::text, version,
+    session_id::text, user_session_id, NULL AS kept_state,
     least(greatest(last_activity::timestamptz, {first}), {last}),
     least(greatest(created_at::timestamptz, {first}), {last}),
     least(greatest(updated_at::timestamptz, {first}), {last}),
-    NULL AS kept_state
+    version

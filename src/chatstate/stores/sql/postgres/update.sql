@@ -23,8 +23,8 @@ WHERE s.user_session_id = w.user_session_id
     AND (w.only_tags IS NULL OR s.session_id::text || '-' || s.version = ANY (string_to_array(w.only_tags, E'\n')))
     AND s.session_id::text || '-' || s.version <> ALL (string_to_array(w.unless_tags, E'\n'))
 RETURNING
-    s.user_session_id, s.session_id::text, s.version,
+    s.session_id::text, s.user_session_id, CASE WHEN w.chat_state IS NULL THEN s.chat_state END AS kept_state,
     least(greatest(s.last_activity::timestamptz, {first}), {last}),
     least(greatest(s.created_at::timestamptz, {first}), {last}),
     least(greatest(s.updated_at::timestamptz, {first}), {last}),
-    CASE WHEN w.chat_state IS NULL THEN s.chat_state END AS kept_state
+    s.version

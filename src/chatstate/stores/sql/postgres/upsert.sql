@@ -12,8 +12,8 @@ SET chat_state = excluded.chat_state,
     updated_at = excluded.updated_at,
     version = s.version + 1
 RETURNING
-    user_session_id, session_id::text, version,
+    session_id::text, user_session_id, NULL AS kept_state,
     least(greatest(last_activity::timestamptz, {first}), {last}),
     least(greatest(created_at::timestamptz, {first}), {last}),
     least(greatest(updated_at::timestamptz, {first}), {last}),
-    NULL AS kept_state
+    version

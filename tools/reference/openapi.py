@@ -9,17 +9,16 @@ import inspect
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, json
 
 from chatstate import __version__
 from chatstate.errors import ChatStateError
 from chatstate.http.problems import MEDIA_TYPE, STATUS, problem_response
+from chatstate.http.reference import DEFAULT_URL
+from chatstate.http.routes import Endpoint
 from chatstate.http.wire import LoadedState, SessionRecord, UserSessionId
-
-if TYPE_CHECKING:
-    from chatstate.http.routes import Endpoint
 
 Json = dict[str, Any]
 
@@ -45,7 +44,7 @@ class Problem(Struct):
     outcome: Annotated[Literal["unknown"], Meta(description="The write may have happened.")] | UnsetType = UNSET
 
 
-def document(endpoints: Sequence[Endpoint], server_url: str = "/") -> Json:
+def document(endpoints: Sequence[Endpoint], server_url: str = DEFAULT_URL) -> Json:
     """The document as JSON values. `server_url` is where the application stands: a URL or a path."""
     shapes = [shape for endpoint in endpoints for shape in (endpoint.body, *endpoint.answers.values())]
     structs = dict.fromkeys(shape for shape in shapes if isinstance(shape, type))
@@ -63,6 +62,11 @@ def document(endpoints: Sequence[Endpoint], server_url: str = "/") -> Json:
     for endpoint in endpoints:
         base["paths"][endpoint.path][endpoint.method.lower()] = _operation(endpoint, endpoints)
     return base
+
+
+def phrase(status: int) -> str:
+    """The reason phrase of RFC 9110; older versions of Python have older ones."""
+    return "Content Too Large" if status == 413 else HTTPStatus(status).phrase
 
 
 def messages() -> dict[str, str]:
@@ -109,7 +113,7 @@ def _operation(endpoint: Endpoint, endpoints: Sequence[Endpoint]) -> Json:
 
 
 def _answer(status: int, shape: type[Struct] | str | None, endpoints: Sequence[Endpoint]) -> Json:
-    answer: Json = {"description": f"{HTTPStatus(status).phrase}.", "headers": {}}
+    answer: Json = {"description": f"{phrase(status)}.", "headers": {}}
     if shape in (SessionRecord, LoadedState, None):
         answer["headers"]["ETag"] = _ref("headers", "ETag")
     if status == 201:
@@ -138,7 +142,7 @@ def _problem(status: int, endpoint: Endpoint) -> Json:
     content = _content(MEDIA_TYPE, Problem)
     content[MEDIA_TYPE]["examples"] = {code: _ref("examples", code) for code in codes}
     return {
-        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in codes)}.",
+        "description": f"{phrase(status)}: {', '.join(f'`{code}`' for code in codes)}.",
         "headers": headers.get(status, {}),
         "content": content,
     }

@@ -1,72 +1,23 @@
-"""The API as a document for programs (`/openapi.json`) and as a page for people (`/docs`).
-
-The page is the document in HTML: one file with its style inside, no script, and nothing that is loaded from elsewhere.
-"""
+"""The OpenAPI document as a page for people: one file with its style inside, no script, and nothing to load."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from html import escape
-from http import HTTPStatus
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from chatstate.http.openapi import document, messages
 from chatstate.http.problems import STATUS
-from chatstate.http.wire import HEADERS
-
-if TYPE_CHECKING:
-    from chatstate.http.routes import Api, Endpoint
+from tools.reference.openapi import messages, phrase
 
 Json = dict[str, Any]
 
-_PAGE = Template((files(__package__) / "docs.html").read_text("utf-8"))
-_STYLE = (files(__package__) / "docs.css").read_text("utf-8")
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-
-PAGE_HEADERS = {
-    **HEADERS,
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    ),
-}
-"""The page may show its own style and load nothing."""
-
-
-async def openapi(api: Api, request: Request) -> Response:
-    """This API as an OpenAPI 3.1 document."""
-    content = _openapi(api.endpoints, request.scope.get("root_path") or "/")
-    return Response(content, headers=HEADERS, media_type="application/json")
-
-
-async def docs(api: Api, request: Request) -> Response:
-    """This page."""
-    base_url = f"{request.url.scheme}://{request.url.netloc}{request.scope.get('root_path', '')}"
-    return Response(_docs(api.endpoints, base_url), headers=PAGE_HEADERS, media_type="text/html")
-
-
-# Made once for each address that the server is called by.
-
-
-@lru_cache(maxsize=8)
-def _openapi(endpoints: tuple[Endpoint, ...], root_path: str) -> bytes:
-    return json.dumps(document(endpoints, root_path), indent=2).encode()
-
-
-@lru_cache(maxsize=8)
-def _docs(endpoints: tuple[Endpoint, ...], base_url: str) -> bytes:
-    return page(document(endpoints, base_url)).encode()
+_PAGE = Template((files(__package__) / "page.html").read_text("utf-8"))
+_STYLE = (files(__package__) / "page.css").read_text("utf-8")
 
 
 def page(spec: Json) -> str:
@@ -182,7 +133,7 @@ def _kind(schema: Json) -> str:
 
 
 def _error_row(code: str, message: str) -> str:
-    status = f"{STATUS[code]} {HTTPStatus(STATUS[code]).phrase}"
+    status = f"{STATUS[code]} {phrase(STATUS[code])}"
     return f'<tr id="{code}"><th scope="row"><code>{code}</code></th><td>{status}</td><td>{_text(message)}</td></tr>\n'
 
 

@@ -1,0 +1,1 @@
+"""Makes the reference that the server shows at `/openapi.json` and `/docs`."""
