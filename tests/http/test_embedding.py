@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +17,7 @@ from starlette.routing import Mount
 from chatstate import create_app, create_store
 from tests.http.conftest import Serve, Server
 
+README = Path(__file__).parents[2] / "README.md"
 SESSIONS = "/chat-state-sessions"
 
 
@@ -25,10 +28,11 @@ def _own_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def documented_application() -> FastAPI:
-    """The five lines of the documentation."""
-    chatstate = create_app(create_store("sqlite:///chatstate.db"))
-    app = FastAPI(lifespan=chatstate.lifespan)
-    app.mount("/bot", chatstate)
+    """The five lines of the README."""
+    (lines,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    app: FastAPI = names["app"]
     return app
 
 

@@ -1,0 +1,88 @@
+"""The commands and the code of the README and the quickstart work as they stand (but for the port)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.process import ServerProcess
+
+ROOT = Path(__file__).parent.parent
+ADDRESS = "http://localhost:3000"
+
+SEED_LINES = r"""
+curl -X POST http://localhost:3000/chat-state-sessions \
+  -H "Content-Type: application/json" \
+  -d '{
+    "user_session_id": "test_session_123",
+    "chat_state": "{\"messages\": [], \"currentStep\": \"language\"}",
+    "last_activity": "2025-10-02T10:00:00Z"
+  }'
+curl http://localhost:3000/chat-state-sessions/test_session_123
+"""
+"""As the document of the replaced service has them."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path) as running:
+        yield running
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def paste(lines: str, server: ServerProcess) -> list[dict[str, object]]:
+    """What the lines print: a JSON object for each call."""
+    script = lines.replace(ADDRESS, server.base_url)
+    printed = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True, timeout=30).stdout
+    return [json.loads(text) for text in printed.replace("}{", "}\n{").splitlines()]
+
+
+needs_curl = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+
+
+@needs_curl
+def test_the_seeds_lines_work(server: ServerProcess) -> None:
+    saved, loaded = paste(SEED_LINES, server)
+    assert saved["user_session_id"] == "test_session_123"
+    assert loaded == {
+        "chat_state": '{"messages": [], "currentStep": "language"}',
+        "last_activity": "2025-10-02T10:00:00Z",
+    }
+
+
+@needs_curl
+def test_the_curl_lines_of_the_readme_work(server: ServerProcess) -> None:
+    answers = [answer for block in blocks("README.md", "bash") if "curl" in block for answer in paste(block, server)]
+    saved, loaded, updated, deleted = answers
+    assert (saved["version"], updated["version"]) == (1, 2)
+    assert loaded["chat_state"] == saved["chat_state"] != updated["chat_state"]
+    assert list(deleted) == ["message"]
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+def test_the_script_of_the_readme_works(server: ServerProcess, tmp_path: Path) -> None:
+    (block,) = blocks("README.md", "js")
+    script = f"const chatState = {{a: 1}}; {{ {block.replace('const chatState', 'var loaded')} }} console.log(loaded.a)"
+    (tmp_path / "page.mjs").write_text(script.replace(ADDRESS, server.base_url))
+    run = subprocess.run(["node", tmp_path / "page.mjs"], capture_output=True, text=True, check=False, timeout=30)
+    assert (run.stdout, run.stderr) == ("1\n", "")
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+def test_the_scripts_of_the_quickstart_work(server: ServerProcess, tmp_path: Path) -> None:
+    identify, save_and_load, _ = blocks("docs/quickstart.md", "js")
+    browser = "const localStorage = {};"
+    use = "console.log(await load()); await save({step: 'gender'}); console.log((await load()).step);"
+    script = "\n".join([browser, identify, save_and_load, use])
+    (tmp_path / "page.mjs").write_text(script.replace(ADDRESS, server.base_url))
+    run = subprocess.run(["node", tmp_path / "page.mjs"], capture_output=True, text=True, check=False, timeout=30)
+    assert (run.stdout, run.stderr) == ("null\ngender\n", "")
