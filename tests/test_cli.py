@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -17,7 +18,7 @@ import pytest
 from chatstate import __version__
 from chatstate.config import SETTINGS, Setting
 from tests.servers.ports import LOOPBACK, at_port, free_port
-from tests.servers.postgres import Postgres, database_of
+from tests.servers.postgres import Postgres, database_of, poll_until
 from tests.servers.process import PROGRAM, ServerProcess, clean_environment
 
 SECONDS = 30.0
@@ -37,6 +38,24 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         check=False,
     )
     return ended.returncode, ended.stdout.decode()
+
+
+@contextmanager
+def started(folder: Path, *command: str | Path, **environment: str) -> Iterator[str]:
+    """A server that goes on for the length of the block; its whole banner."""
+    output = folder / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=clean_environment(**environment), stdout=file, stderr=subprocess.STDOUT
+        )
+    try:
+        poll_until(lambda: output.read_text().endswith("Stop with Ctrl+C.\n\n") or process.poll() is not None, SECONDS)
+        banner = output.read_text()
+        assert "Stop with Ctrl+C." in banner, banner
+        yield banner
+    finally:
+        process.kill()
+        process.wait()
 
 
 def mistake(folder: Path, *arguments: str, **environment: str) -> str:
@@ -71,19 +90,12 @@ def test_it_serves(command: tuple[str, ...], store_url: str, tmp_path: Path) -> 
 
 @pytest.mark.skipif(not SCRIPT.exists(), reason="chatstate is not installed as a script here")
 def test_the_script_serves_with_nothing_said(tmp_path: Path) -> None:
-    # An operator's first start; only the port must differ, because the default one may be in use on this machine.
+    # A first start; only the port must differ, because the default one may be in use on this machine.
     port = free_port()
-    process = subprocess.Popen(
-        [SCRIPT], cwd=tmp_path, env=clean_environment(PORT=str(port)), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"chatstate {__version__} listens on http://localhost:{port}\n"
+    with started(tmp_path, SCRIPT, PORT=str(port)) as banner:
+        assert banner.startswith(f"chatstate {__version__} listens on http://localhost:{port}\n")
         assert httpx.get(f"http://localhost:{port}/readyz").status_code == 200
         assert (tmp_path / "chatstate.db").stat().st_mode & 0o077 == 0
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_the_banner_says_where_what_and_how_safe(store_url: str, tmp_path: Path) -> None:
@@ -115,28 +127,13 @@ def test_the_printed_curl_lines_work(host: str, tmp_path: Path) -> None:
     if host == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     url = f"sqlite:///{tmp_path}/chatstate.db"
-    # The process is ready when it answers on IPv4, which with ::1 it never does.
-    program = (*PROGRAM, "serve", "--host", host, "--store", url, "--port", str(port := free_port()))
-    process = subprocess.Popen(program, cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, text=True)
-    try:
-        commands = printed_commands(process)
-        output = subprocess.run(
-            ["bash", "-c", commands], capture_output=True, check=True, text=True, timeout=SECONDS
-        ).stdout
-    finally:
-        process.kill()
-        process.communicate()
+    port = free_port()
+    with started(tmp_path, *PROGRAM, "serve", "--host", host, "--store", url, "--port", str(port)) as banner:
+        commands = banner.partition("Try it:\n")[2].partition("Stop with")[0]
+        ended = subprocess.run(["bash", "-c", commands], capture_output=True, check=True, text=True, timeout=SECONDS)
     assert commands.count(f":{port}/") == 2
-    assert '"version":1' in output
-    assert output.count(r'"chat_state":"{\"messages\": []}"') == 2
-
-
-def printed_commands(process: subprocess.Popen[str]) -> str:
-    """The lines of the banner between `Try it:` and its end."""
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "Stop with Ctrl+C.\n")
-    text = "".join(line for line in lines if line)
-    return text.partition("Try it:\n")[2]
+    assert '"version":1' in ended.stdout
+    assert ended.stdout.count(r'"chat_state":"{\"messages\": []}"') == 2
 
 
 def has_ipv6() -> bool:
@@ -254,16 +251,9 @@ def test_print_needs_no_connection(tmp_path: Path) -> None:
 def test_the_env_file_of_a_prisma_service(postgres_url: str, tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / ".env").write_text(f'DATABASE_URL="{postgres_url}?schema=public"\nPORT={port}\n')
-    process = subprocess.Popen(
-        [*PROGRAM], cwd=tmp_path, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline().endswith(f"listens on http://localhost:{port}\n")
+    with started(tmp_path, *PROGRAM) as banner:
+        assert f"listens on http://localhost:{port}\n" in banner
         store = httpx.get(f"http://127.0.0.1:{port}/readyz").json()["store"]
-    finally:
-        process.kill()
-        process.communicate()
     assert store.startswith("PostgreSQL")
     assert store.endswith(database_of(postgres_url))
 

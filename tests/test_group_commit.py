@@ -255,6 +255,21 @@ async def test_a_load_after_a_save_sees_it(store: Store) -> None:
     await asyncio.gather(*(save_then_load(number) for number in range(100)))
 
 
+async def test_loads_of_one_id_share_a_flush(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(store)
+    saved = await sessions.save("hot", "state")
+    load, batches = store.load, []
+
+    async def counted(ids: Sequence[str]) -> Any:
+        batches.append(list(ids))
+        return await load(ids)
+
+    monkeypatch.setattr(store, "load", counted)
+    assert await asyncio.gather(*(sessions.load("hot") for _ in range(100))) == [saved] * 100
+    assert set(map(tuple, batches)) == {("hot",)}
+    assert len(batches) <= 4
+
+
 async def test_two_servers_with_crossing_batches(store_url: str) -> None:
     stores = [create_store(store_url, owner=False) for _ in range(2)]
     for opened in stores:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -34,7 +34,7 @@ class _Entry(Generic[Item, Answer]):
 
     __slots__ = ("item", "key", "size", "waiter")
 
-    def __init__(self, key: str, item: Item, size: int, waiter: asyncio.Future[Answer]) -> None:
+    def __init__(self, key: Hashable, item: Item, size: int, waiter: asyncio.Future[Answer]) -> None:
         self.key = key
         self.item = item
         self.size = size
@@ -73,16 +73,16 @@ class GroupCommit(Generic[Item, Answer]):
         self._free_lanes = lanes
         self._batch_items, self._batch_bytes = batch_items, batch_bytes
         self._queue_items, self._queue_bytes = queue_items, queue_bytes
-        self._ready: dict[str, deque[_Entry[Item, Answer]]] = {}  # by key, in order of arrival
-        self._blocked: dict[str, deque[_Entry[Item, Answer]]] = {}  # the same, for keys that are in flight
-        self._in_flight: set[str] = set()
+        self._ready: dict[Hashable, deque[_Entry[Item, Answer]]] = {}  # by key, in order of arrival
+        self._blocked: dict[Hashable, deque[_Entry[Item, Answer]]] = {}  # the same, for keys that are in flight
+        self._in_flight: set[Hashable] = set()
         self._items = self._bytes = 0
         self._pump_scheduled = False
         self._flushes: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def submit(self, key: str, item: Item, size: int = 0) -> Answer:
+    async def submit(self, key: Hashable, item: Item, size: int = 0) -> Answer:
         """Queue the item (of `size` bytes) and wait for its answer. Raises `StoreBusy` when the queue is full."""
         if self._items >= self._queue_items or self._bytes + size > self._queue_bytes:
             raise StoreBusy

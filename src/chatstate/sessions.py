@@ -71,13 +71,13 @@ class Sessions:
 
     async def load(self, user_session_id: str) -> Session:
         """The session as it is at some moment during the call. Raises `SessionNotFound`."""
-        session = await self._loads.submit(user_session_id, user_session_id)
+        session = await self._loads.submit(object(), user_session_id)  # loads need no order, so no key in common
         if session is None:
             raise SessionNotFound
         return session
 
     async def _load_batch(self, ids: Sequence[str]) -> list[Session | None]:
-        sessions = await self._store.load(ids)
+        sessions = await self._store.load(list(dict.fromkeys(ids)))
         return [sessions.get(user_session_id) for user_session_id in ids]
 
     async def delete(self, user_session_id: str, precondition: Expect = ANYTHING) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -69,6 +70,8 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
         raise _badly_quoted() from None
     if "@" in parts.path + parts.query + parts.fragment:
         raise _badly_quoted()
+    if any(int(port) > 65535 for port in re.findall(r":(\d+)(?=,|$)", parts.netloc.rpartition("@")[2])):
+        raise InvalidSetting("The port in the store URL must be at most 65535.")
     query = dict(parse_qsl(parts.query))
     schema = query.pop("schema", None)
     if schema is not None and any(character in schema for character in "\"'{}\\"):
