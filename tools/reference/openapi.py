@@ -18,7 +18,7 @@ from chatstate.errors import ChatStateError
 from chatstate.http.problems import MEDIA_TYPE, STATUS, problem_response
 from chatstate.http.reference import DEFAULT_URL
 from chatstate.http.routes import Endpoint
-from chatstate.http.wire import LoadedState, SessionRecord, UserSessionId
+from chatstate.http.shapes import LoadedState, SessionRecord, UserSessionId
 
 Json = dict[str, Any]
 

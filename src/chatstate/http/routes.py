@@ -13,15 +13,11 @@ from starlette.types import Scope
 
 from chatstate.errors import PreconditionFailed
 from chatstate.http.reference import docs, openapi
+from chatstate.http.shapes import LoadedState, Message, SaveBody, SessionRecord, UpdateBody
 from chatstate.http.wire import (
     HEADERS,
     Findings,
     Limits,
-    LoadedState,
-    Message,
-    SaveBody,
-    SessionRecord,
-    UpdateBody,
     answer,
     decode_id,
     encode_id,
