@@ -137,6 +137,57 @@ async def test_a_locked_session_is_found_by_trying_alone() -> None:
     assert answers == ["answer to 1", locked]
 
 
+async def test_a_batch_that_failed_in_an_unexpected_way_is_never_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An error that is not one of ours may have come after the commit."""
+    flush = Flush()
+    group = GroupCommit[Any, Any](flush)
+    error = KeyError("after the commit")
+    answers = await asyncio.gather(group.submit("a", 1), group.submit("b", error), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [OutcomeUnknown, OutcomeUnknown]
+    assert flush.batches == [[1, error]]
+    assert "a flush failed in an unexpected way" in caplog.text
+
+
+async def test_a_held_session_does_not_slow_the_others_again_and_again() -> None:
+    """A key that was locked goes alone and in one lane, until it is free; what is behind it keeps its order."""
+    flush = Flush()
+    group = GroupCommit[Any, Any](flush, lanes=2)
+    locked = SessionLocked()
+    await asyncio.gather(group.submit("a", 1), group.submit("held", locked), return_exceptions=True)
+    flush.batches.clear()
+    flush.hold()
+    held = [asyncio.create_task(group.submit("held", item)) for item in ("x", "y")]
+    await settled()
+    assert flush.batches == [["x"]]
+    flush.let_go()
+    others = [asyncio.create_task(group.submit(str(number), number)) for number in range(3)]
+    assert await asyncio.gather(*held, *others) == ["answer to x", "answer to y", *(f"answer to {n}" for n in range(3))]
+    flush.batches.clear()
+    await asyncio.gather(group.submit("held", "z"), group.submit("b", 2))
+    assert flush.batches == [["z", 2]], "after a success it is like any other"
+
+
+async def test_several_held_sessions_leave_a_lane_free() -> None:
+    flush = Flush()
+    group = GroupCommit[Any, Any](flush, lanes=2)
+    locked = [SessionLocked(), SessionLocked()]
+    await asyncio.gather(*(group.submit(str(error), error) for error in locked), return_exceptions=True)
+    for number, error in enumerate(locked):
+        with pytest.raises(SessionLocked):
+            await group.submit(f"held {number}", error)
+    flush.batches.clear()
+    flush.hold()
+    held = [asyncio.create_task(group.submit(f"held {number}", f"h{number}")) for number in range(2)]
+    await settled()
+    other = asyncio.create_task(group.submit("other", 1))
+    await settled()
+    assert flush.batches == [["h0"], [1]]
+    flush.let_go()
+    assert await asyncio.gather(*held, other) == ["answer to h0", "answer to h1", "answer to 1"]
+
+
 async def test_a_full_queue_refuses_and_recovers() -> None:
     flush = Flush()
     group = GroupCommit[Any, Any](flush, lanes=1, queue_items=3, queue_bytes=100)
@@ -147,9 +198,20 @@ async def test_a_full_queue_refuses_and_recovers() -> None:
         await group.submit("one too many", 4)
     flush.let_go()
     await asyncio.gather(*tasks)
+    assert await group.submit("fits again", 5, 100) == "answer to 5"
+
+
+async def test_the_bytes_of_the_queue_are_bounded_and_one_large_item_fits_when_it_is_empty() -> None:
+    flush = Flush()
+    group = GroupCommit[Any, Any](flush, lanes=1, queue_bytes=100)
+    flush.hold()
+    large = asyncio.create_task(group.submit("larger than the queue", 1, 1000))
+    await settled()
     with pytest.raises(StoreBusy):
-        await group.submit("too large", 5, 101)
-    assert await group.submit("fits again", 6, 100) == "answer to 6"
+        await group.submit("more", 2, 1)
+    flush.let_go()
+    assert await large == "answer to 1"
+    assert await group.submit("more", 2, 1) == "answer to 2"
 
 
 async def test_a_client_that_hangs_up_neither_cancels_nor_tears_a_flush() -> None:

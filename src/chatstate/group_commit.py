@@ -7,6 +7,7 @@ each with a test in `tests/test_group_commit.py`:
 * work for one key keeps its order, and a batch names a key once: the second waits for the first one's flush;
 * a batch that fails because of one item is taken apart and its items are tried alone, so none fails its neighbours; a
   batch whose outcome is unknown is never tried again;
+* a key whose session another program holds goes alone from then on, in one lane, until it is free: the rest flows on;
 * whoever waits may go away at any time: that neither cancels a flush nor stops a lane;
 * the queue is bounded by items and by bytes; over the bound, work is refused with `StoreBusy`;
 * `drain` waits until everything that was accepted has been answered.
@@ -18,12 +19,13 @@ Systems", SIGMOD 1984, section 5), moved above the store so that every store has
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from chatstate.errors import OutcomeUnknown, SessionLocked, StoreBusy, StoreUnavailable
+from chatstate.errors import ChatStateError, OutcomeUnknown, SessionLocked, StoreBusy, WriteRefused
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -47,6 +49,14 @@ class _Entry(Generic[Item, Answer]):
             self.waiter.set_exception(answer)
         else:
             self.waiter.set_result(answer)
+
+
+_Lines = dict[Hashable, deque[_Entry[Item, Answer]]]
+"""Work that waits, by key, each line in its order."""
+
+_MOST_SUSPECTS = 1000
+
+_log = logging.getLogger(__name__)
 
 
 class GroupCommit(Generic[Item, Answer]):
@@ -73,9 +83,11 @@ class GroupCommit(Generic[Item, Answer]):
         self._free_lanes = lanes
         self._batch_items, self._batch_bytes = batch_items, batch_bytes
         self._queue_items, self._queue_bytes = queue_items, queue_bytes
-        self._ready: dict[Hashable, deque[_Entry[Item, Answer]]] = {}  # by key, in order of arrival
-        self._blocked: dict[Hashable, deque[_Entry[Item, Answer]]] = {}  # the same, for keys that are in flight
-        self._in_flight: set[Hashable] = set()
+        self._ready: _Lines[Item, Answer] = {}  # by key, in order of arrival
+        self._in_flight: _Lines[Item, Answer] = {}  # what waits behind the item of that key that is in flight
+        self._held: _Lines[Item, Answer] = {}  # what is ready but for a key of `_suspects`
+        self._suspects: set[Hashable] = set()
+        self._suspect_in_flight = False
         self._items = self._bytes = 0
         self._pump_scheduled = False
         self._flushes: set[asyncio.Task[None]] = set()
@@ -84,14 +96,16 @@ class GroupCommit(Generic[Item, Answer]):
 
     async def submit(self, key: Hashable, item: Item, size: int = 0) -> Answer:
         """Queue the item (of `size` bytes) and wait for its answer. Raises `StoreBusy` when the queue is full."""
-        if self._items >= self._queue_items or self._bytes + size > self._queue_bytes:
+        if self._items and (self._items >= self._queue_items or self._bytes + size > self._queue_bytes):
             raise StoreBusy
         entry = _Entry[Item, Answer](key, item, size, asyncio.get_running_loop().create_future())
         self._items += 1
         self._bytes += size
         self._idle.clear()
-        waiting = self._blocked if key in self._in_flight else self._ready
-        waiting.setdefault(key, deque()).append(entry)
+        if key in self._in_flight:
+            self._in_flight[key].append(entry)
+        else:
+            self._waiting(key).setdefault(key, deque()).append(entry)
         self._schedule_pump()
         return await entry.waiter
 
@@ -99,19 +113,28 @@ class GroupCommit(Generic[Item, Answer]):
         """Wait until all accepted work has been answered."""
         await self._idle.wait()
 
+    def _waiting(self, key: Hashable) -> _Lines[Item, Answer]:
+        return self._held if key in self._suspects else self._ready
+
     def _schedule_pump(self) -> None:
         # Not at once, but after the callbacks that are already due: requests that arrived together travel together.
-        if not self._pump_scheduled and self._ready:
+        if not self._pump_scheduled and (self._ready or self._held):
             self._pump_scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._free_lanes and self._ready:
+        while self._free_lanes and (batch := self._take_suspect() or self._take_batch()):
             self._free_lanes -= 1
-            task = asyncio.get_running_loop().create_task(self._run(self._take_batch()))
+            task = asyncio.get_running_loop().create_task(self._run(batch))
             self._flushes.add(task)
             task.add_done_callback(self._flushes.discard)
+
+    def _take_suspect(self) -> list[_Entry[Item, Answer]]:
+        if self._suspect_in_flight or not self._held:
+            return []
+        self._suspect_in_flight = True
+        return [self._take(self._held, next(iter(self._held)))]
 
     def _take_batch(self) -> list[_Entry[Item, Answer]]:
         batch: list[_Entry[Item, Answer]] = []
@@ -120,55 +143,57 @@ class GroupCommit(Generic[Item, Answer]):
             size += self._ready[key][0].size
             if batch and size > self._batch_bytes:
                 break
-            waiting = self._ready.pop(key)
-            batch.append(waiting.popleft())
-            self._in_flight.add(key)
-            if waiting:
-                self._blocked[key] = waiting
+            batch.append(self._take(self._ready, key))
         return batch
 
+    def _take(self, lines: _Lines[Item, Answer], key: Hashable) -> _Entry[Item, Answer]:
+        self._in_flight[key] = lines.pop(key)
+        return self._in_flight[key].popleft()
+
     async def _run(self, batch: list[_Entry[Item, Answer]]) -> None:
+        was_suspect = batch[0].key in self._suspects
         try:
             await self._flush_or_split(batch)
         except BaseException as error:
-            # A cancelled flush (the loop is being torn down) still answers everyone who waits.
+            # Not an error of ours, or a cancelled flush (the loop is being torn down): nobody knows what was done.
             self._settle(batch, [OutcomeUnknown()] * len(batch))
             if not isinstance(error, Exception):
                 raise
+            _log.exception("a flush failed in an unexpected way")
         finally:
             self._free_lanes += 1
+            self._suspect_in_flight = self._suspect_in_flight and not was_suspect
             self._release(batch)
             self._schedule_pump()
 
     async def _flush_or_split(self, batch: list[_Entry[Item, Answer]]) -> None:
         try:
             answers = await self._flush([entry.item for entry in batch])
-        except Exception as error:
-            if len(batch) == 1 or not _may_be_one_items_fault(error):
-                self._settle(batch, [error] * len(batch))
-                return
-            for entry in batch:
-                await self._flush_or_split([entry])
+        except (WriteRefused, SessionLocked) as error:  # nothing was done, and it may be one item's fault
+            if len(batch) == 1:
+                self._settle(batch, [error])
+            else:
+                for entry in batch:
+                    await self._flush_or_split([entry])
+        except ChatStateError as error:
+            self._settle(batch, [error] * len(batch))
         else:
             self._settle(batch, answers)
 
-    @staticmethod
-    def _settle(batch: list[_Entry[Item, Answer]], answers: Sequence[Answer | Exception]) -> None:
+    def _settle(self, batch: list[_Entry[Item, Answer]], answers: Sequence[Answer | Exception]) -> None:
         for entry, answer in zip(batch, answers, strict=True):
             entry.settle(answer)
+            if not isinstance(answer, SessionLocked):
+                self._suspects.discard(entry.key)
+            elif len(self._suspects) < _MOST_SUSPECTS:
+                self._suspects.add(entry.key)
 
     def _release(self, batch: list[_Entry[Item, Answer]]) -> None:
         for entry in batch:
             self._items -= 1
             self._bytes -= entry.size
-            self._in_flight.discard(entry.key)
-            waiting = self._blocked.pop(entry.key, None)
-            if waiting:
-                self._ready[entry.key] = waiting
+            line = self._in_flight.pop(entry.key)
+            if line:
+                self._waiting(entry.key)[entry.key] = line
         if not self._items:
             self._idle.set()
-
-
-def _may_be_one_items_fault(error: Exception) -> bool:
-    """Whether trying the items alone can help. A store that is down or full would only be asked more often."""
-    return isinstance(error, SessionLocked) or not isinstance(error, StoreUnavailable | OutcomeUnknown)

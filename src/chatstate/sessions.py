@@ -13,7 +13,19 @@ from typing import NoReturn
 
 from chatstate.errors import PreconditionFailed, SessionNotFound
 from chatstate.group_commit import GroupCommit
-from chatstate.model import ANYTHING, PRESENT, Delete, Deleted, Expect, Save, Session, Tag, Write, state_size, utc_now
+from chatstate.model import (
+    ANYTHING,
+    PRESENT,
+    Conflict,
+    Delete,
+    Deleted,
+    Expect,
+    Save,
+    Session,
+    Write,
+    state_size,
+    utc_now,
+)
 from chatstate.stores.base import Outcome, Store
 
 _OVERHEAD = 512
@@ -92,9 +104,9 @@ class Sessions:
         await asyncio.gather(self._writes.drain(), self._loads.drain())
 
 
-def _failed(outcome: object, precondition: Expect) -> NoReturn:
+def _failed(outcome: Outcome, precondition: Expect) -> NoReturn:
     """A write that finds no session fails with 'not found', unless it is a precondition that demands one."""
-    current: Tag | None = getattr(outcome, "current", None)
-    if current is None and precondition.allows(None):
+    assert isinstance(outcome, Conflict)
+    if outcome.current is None and precondition.allows(None):
         raise SessionNotFound
-    raise PreconditionFailed(current)
+    raise PreconditionFailed(outcome.current)

@@ -369,3 +369,12 @@ def append(client: httpx.Client, user_session_id: str, entry: str) -> bool:
     written = write(client, "PUT", user_session_id, {"If-Match": loaded.headers["etag"]}, state)
     assert written.status_code in (200, 412)
     return written.status_code == 200
+
+
+@pytest.mark.parametrize("opaque", ["a%00-1", "%0A{tag}", "{tag}%0A", "x%0A{tag}", "%ED%A0%80-1", "{tag}\u00e9"])
+def test_a_tag_with_characters_that_no_id_has_matches_nothing(client: httpx.Client, new_id: str, opaque: str) -> None:
+    """The same on every store, whatever its database makes of such characters."""
+    tag = save(client, new_id).headers["etag"]
+    value = f'"{opaque}"'.format(tag=tag.strip('"')).encode("latin-1")
+    answer = client.put(f"{SESSIONS}/{new_id}", json={"chat_state": "x"}, headers=[(b"If-Match", value)])  # type: ignore[arg-type]
+    assert_failed(answer, tag)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from chatstate.model import PRESENT, Conflict, Delete, Deleted, Session, Tag, one_of
+from chatstate.errors import OutcomeUnknown, WriteRefused
+from chatstate.model import PRESENT, Conflict, Delete, Deleted, Session, Tag, none_of, one_of
 from chatstate.stores import Store
 from chatstate.stores.contract import NOW, saving
 from tests.servers.postgres import database_of
@@ -271,3 +272,34 @@ async def test_a_user_called_chatstate_keeps_the_table(postgres_url: str) -> Non
         assert await connection.fetchval("SELECT count(*) FROM chatstate.chat_state_sessions") == 0
     async with migrated(postgres_url) as store:
         assert (await store.load(["a"]))["a"] == session
+
+
+async def test_a_row_that_is_refused_in_a_second_attempt_does_not_fail_its_neighbours(postgres_url: str) -> None:
+    """A write that demands none of some versions is an update first, and an insert when that finds nothing."""
+    async with connected(postgres_url) as connection:
+        await connection.execute(SEED_SQL.replace("VARCHAR(255)", "VARCHAR(20)"))
+    async with migrated(postgres_url) as store:
+        expect = none_of([Tag("some other life", 1)])
+        writes = [saving(key, "state", expect) for key in ("a", "b" * 30, "c")]
+        outcomes = await store.commit(writes)
+        assert [type(outcome) for outcome in outcomes] == [Session, WriteRefused, Session]
+        assert sorted(await store.load(["a", "c"])) == ["a", "c"]
+
+
+async def test_a_trigger_that_changes_ids_does_not_make_a_write_happen_twice(postgres_url: str) -> None:
+    async with migrated(postgres_url) as store, connected(postgres_url) as connection:
+        await connection.execute(
+            """
+            CREATE FUNCTION public.lower_ids() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN NEW.user_session_id := lower(NEW.user_session_id); RETURN NEW; END $$;
+            CREATE TRIGGER lower_ids BEFORE INSERT ON public.chat_state_sessions
+            FOR EACH ROW EXECUTE FUNCTION public.lower_ids();
+            """
+        )
+        outcomes = await store.commit([saving("ann"), saving("Bob")])
+        assert isinstance(outcomes[0], Session)
+        assert isinstance(outcomes[1], OutcomeUnknown), "the row that was written has another id"
+        assert {key: session.version for key, session in (await store.load(["ann", "bob"])).items()} == {
+            "ann": 1,
+            "bob": 1,
+        }

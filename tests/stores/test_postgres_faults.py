@@ -859,7 +859,7 @@ async def test_a_table_that_cannot_be_used_leaves_no_connection_open(url: str, o
         await store.load(["a"])
 
 
-@pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret", "se[cret"])
+@pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret", "se[cret", "se@cr:et", "se@cret", "se@cret/x"])
 def test_a_password_that_breaks_the_url_is_explained_and_not_shown(password: str) -> None:
     with pytest.raises(InvalidSetting, match="%") as caught:
         PostgresStore(f"postgresql://user:{password}@localhost:5432/chatbot")
@@ -964,3 +964,27 @@ async def test_writes_through_a_pooler_override_the_default_too(url: str, other:
     async with opened(pgbouncer.url(database_of(url))) as store:
         assert await level_of_writes(other, store) == {"on"}
         assert re.search(r"synchronous_commit=on\b", (await store.status()).durability)
+
+
+async def test_the_status_of_a_read_only_database_is_unavailable(url: str, other: Any) -> None:
+    async with opened(url) as store:
+        await other.execute(f"ALTER DATABASE {database_of(url)} SET default_transaction_read_only = on")
+        await end_backends(other)
+        with pytest.raises(StoreUnavailable, match="takes no writes"):
+            await store.status()
+
+
+async def test_the_status_without_the_table_is_unavailable(store: PostgresStore, other: Any) -> None:
+    await store.status()
+    await other.execute("DROP TABLE public.chat_state_sessions")
+    with pytest.raises(StoreUnavailable):
+        await store.status()
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://chatstate:hunter2", "postgresql://h:99999/db", f"postgresql://h:{'1' * 5000}/d"]
+)
+def test_what_stands_in_place_of_the_port_is_not_shown(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="port is at most") as caught:
+        PostgresStore(url)
+    assert not {"hunter2", "99999", "1111"} & set(re.findall(r"\w+", caught.value.message))

@@ -63,7 +63,8 @@ def _listen(address: str, port: int) -> socket.socket:
 
 def _cannot_bind(port: int, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"Port {port} is taken. Stop the program that uses it, or try: chatstate serve --port {port + 1}"
+        other = port + 1 if port < 65535 else 3000
+        return f"Port {port} is taken. Stop the program that uses it, or try: chatstate serve --port {other}"
     if error.errno == errno.EACCES:
         return f"This user may not listen on port {port}. Choose one above 1023: chatstate serve --port 3000"
     return f"Cannot listen on port {port}: {error.strerror}."

@@ -72,7 +72,7 @@ def decode_id(segment: str) -> str:
     if _BROKEN_PERCENT.search(segment):
         raise InvalidRequest(errors=(Finding("user_session_id", "must have two hexadecimal digits after each `%`"),))
     try:
-        user_session_id = unquote_to_bytes(segment).decode()
+        user_session_id = unquote_to_bytes(segment.encode("latin-1")).decode()
         check_user_session_id(user_session_id)
     except UnicodeDecodeError:
         raise InvalidRequest(errors=(Finding("user_session_id", "must be percent-encoded UTF-8"),)) from None
@@ -201,15 +201,20 @@ def read_state(raw: Raw | UnsetType, limits: Limits) -> str:
     """
     document = bytes(raw) if isinstance(raw, Raw) else b""
     if document[:1] in (b"{", b"["):
+        _check_size(len(document), limits)
         if json_depth(document) > MAX_STATE_DEPTH:
             raise ValueError(f"must not be nested deeper than {MAX_STATE_DEPTH} levels; send it as a string instead")
         text = document.decode()
     else:
         text = _text(raw, "a string, or a JSON object or array")
     check_chat_state(text, limits.require_json)
-    if state_size(text) > limits.state_bytes:
-        raise BodyTooLarge(f"The state is larger than {limits.state_bytes} bytes (CHATSTATE_MAX_STATE_BYTES).")
+    _check_size(state_size(text), limits)
     return text
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.state_bytes:
+        raise BodyTooLarge(f"The state is larger than {limits.state_bytes} bytes (CHATSTATE_MAX_STATE_BYTES).")
 
 
 def read_time(raw: Raw | UnsetType) -> datetime | None:
@@ -280,12 +285,17 @@ def _tags(headers: Headers, header: str, weak: bool) -> list[Tag] | Literal["*"]
     return tags
 
 
+_CONTROL = re.compile("[\x00-\x1f]")
+
+
 def _tag(opaque: str) -> Tag | None:
     """The tag that `etag` writes in just this way."""
     session_id, _, version = opaque.rpartition("-")
     if not (version.isascii() and version.isdigit() and len(version) < 20):
         return None
     tag = Tag(unquote(session_id), int(version))
+    if _CONTROL.search(tag.session_id):  # in no session's id, and not in what every store can compare with
+        return None
     return tag if etag(tag) == f'"{opaque}"' else None
 
 

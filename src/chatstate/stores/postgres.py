@@ -12,7 +12,14 @@ from typing import Any
 
 import asyncpg
 
-from chatstate.errors import SchemaMismatch, SessionLocked, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.errors import (
+    OutcomeUnknown,
+    SchemaMismatch,
+    SessionLocked,
+    StoreError,
+    StoreUnavailable,
+    StoreUnreachable,
+)
 from chatstate.model import Conflict, Delete, Deleted, Expect, Save, Session, Tag, Write
 from chatstate.stores import sql
 from chatstate.stores.base import Outcome, Store, StoreStatus, Verb, verb_for
@@ -34,6 +41,9 @@ _STATEMENTS = ("load", "tags", "lock", "upsert", "insert", "update", "delete")
 
 _TRIES = 5
 """How often a batch is tried that a deadlock has undone, or that other writers have overtaken."""
+
+
+_CHANGED_BY_TRIGGER = "A trigger of the database has dropped this write or changed its id. Load before you retry."
 
 
 class PostgresStore(Store):
@@ -98,9 +108,13 @@ class PostgresStore(Store):
 
     async def status(self) -> StoreStatus:
         async with self._reading() as connection:
-            fsync, level = await connection.fetchrow(
-                "SELECT current_setting('fsync')::boolean, current_setting('synchronous_commit')"
+            await connection.fetch(self._statement("tags"), [])  # the table is there, and we may read it
+            fsync, level, read_only = await connection.fetchrow(
+                "SELECT current_setting('fsync')::boolean, current_setting('synchronous_commit'), "
+                "current_setting('transaction_read_only')::boolean"
             )
+        if read_only:
+            raise StoreUnavailable("The database takes no writes (transaction_read_only is on; is it a standby?).")
         facts = self._known_facts
         pooler = " through a transaction pooler" if facts.through_pooler else ""
         return StoreStatus(
@@ -113,20 +127,23 @@ class PostgresStore(Store):
         return {row[1]: Session(*row) for row in rows}
 
     async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
-        outcomes: dict[str, Outcome] = {}
-        pending = sorted(writes, key=lambda write: write.user_session_id)
-        for _ in range(_TRIES):
-            try:
-                outcomes |= await self._attempt(pending, outcomes)
-            except StoreError as error:
-                if not outcomes:
-                    raise
-                outcomes |= {write.user_session_id: error for write in pending}
-            pending = [write for write in pending if _was_overtaken(write, outcomes[write.user_session_id])]
-            if not pending:
-                break
-        outcomes |= {write.user_session_id: SessionLocked() for write in pending}
+        ordered = sorted(writes, key=lambda write: write.user_session_id)
+        outcomes = await self._attempt(ordered, {}) if ordered else {}
+        for write in ordered:
+            await self._catch_up(write, outcomes)
         return [outcomes[write.user_session_id] for write in writes]
+
+    async def _catch_up(self, write: Write, outcomes: dict[str, Outcome]) -> None:
+        """Try a write again, alone, when another writer came between its comparison and our look at the loser."""
+        for _ in range(_TRIES):
+            if not _was_overtaken(write, outcomes[write.user_session_id]):
+                return
+            try:
+                outcomes |= await self._attempt([write], outcomes)
+            except StoreError as error:  # the others have their outcomes already
+                outcomes[write.user_session_id] = error
+        if _was_overtaken(write, outcomes[write.user_session_id]):
+            outcomes[write.user_session_id] = SessionLocked()
 
     async def _attempt(self, writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[str, Outcome]:
         """Try the writes, in the order of their ids, knowing what earlier attempts have run into."""
@@ -150,6 +167,8 @@ class PostgresStore(Store):
             for verb, group in groups.items():
                 rows = await connection.fetch(self._statement(verb), *_columns(verb, group))
                 outcomes |= _outcomes(group, rows)
+        for write in groups.get("upsert", ()):  # an upsert gives a row, unless a foreign trigger is in its way
+            outcomes.setdefault(write.user_session_id, OutcomeUnknown(_CHANGED_BY_TRIGGER))
         losers = [user_session_id for user_session_id in ids if user_session_id not in outcomes]
         return outcomes | (await self._conflicts(losers) if losers else {})
 
@@ -215,14 +234,14 @@ def _durability(fsync: bool, level: str) -> str:
 
 
 def _was_overtaken(write: Write, outcome: Outcome) -> bool:
-    """Whether the write found what it does not expect, but a moment later what it does: another writer came between."""
+    """Whether the write found what it does not expect, but a moment later what it does."""
     return isinstance(outcome, Conflict) and write.expect.allows(outcome.current)
 
 
 def _outcomes(group: Sequence[Write], rows: Sequence[Any]) -> dict[str, Outcome]:
-    """What became of the writes for which the statement gave a row."""
+    """What became of the writes for which the statement gave a row. A foreign trigger may have changed a row's id."""
     by_id = {write.user_session_id: write for write in group}
-    return {row[1]: _outcome(by_id[row[1]], row) for row in rows}
+    return {row[1]: _outcome(by_id[row[1]], row) for row in rows if row[1] in by_id}
 
 
 def _outcome(write: Write, row: Any) -> Outcome:

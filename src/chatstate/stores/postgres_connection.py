@@ -47,6 +47,9 @@ _PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_
 _LIBPQ_ONLY = {"channel_binding", "keepalives", "keepalives_idle"}
 
 
+_HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
+
+
 class PostgresUrl(Struct, frozen=True):
     """What a connection URL says, in PostgreSQL's own words (`dsn`) and in those of Prisma (the rest)."""
 
@@ -68,10 +71,12 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
         parts = urlsplit(url)
     except ValueError:
         raise _badly_quoted() from None
-    if "@" in parts.path + parts.query + parts.fragment:
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1:
         raise _badly_quoted()
-    if any(int(port) > 65535 for port in re.findall(r":(\d+)(?=,|$)", parts.netloc.rpartition("@")[2])):
-        raise InvalidSetting("The port in the store URL must be at most 65535.")
+    ports = [_HOST.fullmatch(host) for host in hosts]
+    if not all(port and int(port[1] or 0) <= 65535 for port in ports):
+        raise _badly_quoted()
     query = dict(parse_qsl(parts.query))
     schema = query.pop("schema", None)
     if schema is not None and any(character in schema for character in "\"'{}\\"):
@@ -92,8 +97,9 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
 def _badly_quoted() -> InvalidSetting:
     """The message shows nothing of the URL: what was taken for the host may be a part of the password."""
     return InvalidSetting(
-        "The store URL cannot be taken apart. Special characters in the user name or password must be written with %: "
-        "/ as %2F, # as %23, ? as %3F, [ as %5B, @ as %40."
+        "The store URL cannot be taken apart: postgresql://user:password@host:port/database, where the port is at most "
+        "65535. Special characters in the user name or password must be written with %: / as %2F, # as %23, "
+        "? as %3F, [ as %5B, @ as %40, : as %3A."
     )
 
 
@@ -273,7 +279,9 @@ async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
         try:
             connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
         except TimeoutError as error:
-            raise StoreBusy("All connections to the database are in use. Nothing was written; try again.") from error
+            raise StoreBusy(
+                f"No connection to the database within {ACQUIRE_SECONDS} s. Nothing was written."
+            ) from error
     try:
         yield connection
     finally:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from chatstate.errors import SchemaMismatch, SessionLocked
 from chatstate.stores import sql
-from chatstate.stores.postgres_connection import LOCK_MILLISECONDS, RolledBack, translated
+from chatstate.stores.postgres_connection import LOCK_MILLISECONDS, translated
 
 TABLE = "chat_state_sessions"
 
@@ -56,6 +56,7 @@ class _Column(Struct, frozen=True):
     type: str
     nullable: bool
     has_default: bool
+    compares_bytes: bool
 
 
 async def inspect(connection: Any, schema: str) -> Schema | None:
@@ -70,11 +71,12 @@ async def inspect(connection: Any, schema: str) -> Schema | None:
 
 async def _columns(connection: Any, schema: str) -> dict[str, _Column]:
     rows = await connection.fetch(
-        "SELECT attname, format_type(atttypid, NULL), NOT attnotnull, atthasdef OR attidentity <> '' "
+        "SELECT attname, format_type(atttypid, NULL), NOT attnotnull, atthasdef OR attidentity <> '', "
+        "coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = attcollation), true) "
         "FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
         Schema(schema).table,
     )
-    return {name: _Column(type_, nullable, has_default) for name, type_, nullable, has_default in rows}
+    return {row[0]: _Column(*row[1:]) for row in rows}
 
 
 async def _check(connection: Any, table: str, columns: dict[str, _Column]) -> None:
@@ -107,6 +109,11 @@ def _problems(table: str, name: str, column: _Column | None) -> list[str]:
             f"The column {name} is {column.type}: "
             f"ALTER TABLE {table} ALTER COLUMN {name} TYPE {type_} USING {name}::{type_};"
         )
+    if name == "user_session_id" and not column.compares_bytes:
+        problems.append(
+            f"The column {name} takes different ids for the same: "
+            f'ALTER TABLE {table} ALTER COLUMN {name} TYPE {column.type} COLLATE "C";'
+        )
     if column.nullable:
         problems.append(
             f"The column {name} may be null; give it a value in every row, then: "
@@ -137,7 +144,7 @@ async def _problems_of_uniqueness(connection: Any, table: str) -> list[str]:
 async def migrate(connection: Any, schema: str) -> list[str]:
     """Apply what is missing, all of it or nothing, and return the names of the steps."""
     for _ in range(_LOCK_TRIES):
-        with suppress(SessionLocked, RolledBack):
+        with suppress(SessionLocked):
             return await _migrate(connection, schema)
     raise SchemaMismatch(
         f"The table {Schema(schema).table} is in use by a long transaction, so its version column cannot be added. End "

@@ -58,13 +58,13 @@ class SQLiteStore(Store):
     read_lanes = 1
 
     def __init__(self, path: Path, owner: bool = True) -> None:
-        self._path = path.absolute()
+        self._path = path.resolve()
         self._lock = FileLock(f"{self._path}.lock", timeout=0) if owner else None
         self._writer = _Worker(self._path)
         self._reader = _Worker(self._path)
 
     async def open(self) -> None:
-        if apsw.sqlite_lib_version() and _version_number() < _FIRST_SAFE_VERSION:
+        if _version_number() < _FIRST_SAFE_VERSION:
             raise StoreUnreachable(
                 f"SQLite {apsw.sqlite_lib_version()} can corrupt databases. Mend it with: pip install --upgrade apsw"
             )
