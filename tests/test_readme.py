@@ -68,21 +68,43 @@ def test_the_curl_lines_of_the_readme_work(server: ServerProcess) -> None:
     assert list(deleted) == ["message"]
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
+
+
+def run_script(server: ServerProcess, folder: Path, *parts: str) -> str:
+    """What the parts of one script print; a browser's localStorage stands in front of them."""
+    script = "\n".join(["const localStorage = {};", *parts])
+    (folder / "page.mjs").write_text(script.replace(ADDRESS, server.base_url))
+    run = subprocess.run(["node", folder / "page.mjs"], capture_output=True, text=True, check=False, timeout=30)
+    assert run.stderr == ""
+    return run.stdout
+
+
+@needs_node
 def test_the_script_of_the_readme_works(server: ServerProcess, tmp_path: Path) -> None:
     (block,) = blocks("README.md", "js")
-    script = f"const chatState = {{a: 1}}; {{ {block.replace('const chatState', 'var loaded')} }} console.log(loaded.a)"
-    (tmp_path / "page.mjs").write_text(script.replace(ADDRESS, server.base_url))
-    run = subprocess.run(["node", tmp_path / "page.mjs"], capture_output=True, text=True, check=False, timeout=30)
-    assert (run.stdout, run.stderr) == ("1\n", "")
+    use = "console.log(await load('a/b')); await save('a/b', {step: 'gender'}); console.log((await load('a/b')).step)"
+    assert run_script(server, tmp_path, block, use) == "null\ngender\n"
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")
-def test_the_scripts_of_the_quickstart_work(server: ServerProcess, tmp_path: Path) -> None:
-    identify, save_and_load, _ = blocks("docs/quickstart.md", "js")
-    browser = "const localStorage = {};"
-    use = "console.log(await load()); await save({step: 'gender'}); console.log((await load()).step);"
-    script = "\n".join([browser, identify, save_and_load, use])
-    (tmp_path / "page.mjs").write_text(script.replace(ADDRESS, server.base_url))
-    run = subprocess.run(["node", tmp_path / "page.mjs"], capture_output=True, text=True, check=False, timeout=30)
-    assert (run.stdout, run.stderr) == ("null\ngender\n", "")
+@needs_node
+def test_the_scripts_of_the_readme_do_not_take_a_failure_for_a_new_conversation(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    (block,) = blocks("README.md", "js")
+    failing = "globalThis.fetch = async () => ({status: 503, ok: false});"
+    use = "for (const call of [load, save]) await call('a').catch(error => console.log(error.message))"
+    assert run_script(server, tmp_path, failing, block, use) == "not loaded; try again\nnot saved; try again\n"
+
+
+@needs_node
+def test_the_scripts_of_the_quickstart_lose_no_turn(server: ServerProcess, tmp_path: Path) -> None:
+    use = """
+    console.log(await load(), await saveSafely({step: "gender"}), (await load()).step);
+    const stale = etag;
+    console.log(await saveSafely({step: "age"}));
+    etag = stale; // a tab that has not seen the last turn
+    console.log(await saveSafely({step: "language"}), (await load()).step, await saveSafely({step: "question"}));
+    """
+    printed = run_script(server, tmp_path, *blocks("docs/quickstart.md", "js"), use)
+    assert printed == "null true gender\ntrue\nfalse age true\n"

@@ -74,6 +74,7 @@ def messages() -> dict[str, str]:
     found = {
         "not_found": "There is nothing at this path.",
         "method_not_allowed": "The path has no such method; the header Allow names those that it has.",
+        "headers_too_large": "The request's headers are larger than this server accepts.",
         "internal_error": "A defect of the server; its log says more.",
     }
     for error in _errors(ChatStateError):

@@ -23,6 +23,7 @@ STATUS = {
     "precondition_failed": 412,
     "too_large": 413,
     "unsupported_media_type": 415,
+    "headers_too_large": 431,
     "internal_error": 500,
     "store_error": 503,
     "store_unavailable": 503,

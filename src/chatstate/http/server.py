@@ -16,8 +16,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chatstate.errors import StartError
 from chatstate.http.app import ChatState
+from chatstate.http.problems import MEDIA_TYPE, problem_response
 
 BACKLOG = 2048
+HEADER_BYTES = 64 << 10
+"""The most that the request line and the headers of one request may take, give or take one read."""
+
 SHUTDOWN_SECONDS = 30
 """How long an orderly end waits for requests that are being received or answered."""
 
@@ -98,13 +102,28 @@ async def _serve(app: ChatState, server: uvicorn.Server, sockets: list[socket.so
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, but its end loses no request.
+    """uvicorn's, but headers are bounded, and its end loses no request.
 
     uvicorn closes idle connections at once, also those whose next request has arrived and was not read yet. Here that
     one is still answered. Half a request that stays half is given up in the end.
     """
 
     _ending = False
+    _in_headers = False
+    _header_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._header_bytes = self._header_bytes + len(data) if self._in_headers else 0
+        if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
+            body = bytes(problem_response("headers_too_large", f"Send at most {HEADER_BYTES} bytes of headers.").body)
+            head = f"HTTP/1.1 431 \r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
 
     def shutdown(self) -> None:
         self._ending = True
@@ -115,6 +134,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._in_headers = False
         if self._ending and self.cycle:
             self.cycle.keep_alive = False
 

@@ -154,8 +154,9 @@ async def migrate(connection: Any, schema: str) -> list[str]:
 
 async def _migrate(connection: Any, schema: str) -> list[str]:
     with translated(in_doubt=False):
-        await inspect_in_transaction(connection, schema)
-        pending = await _pending(connection, schema)
+        async with connection.transaction():
+            await inspect(connection, schema)
+            pending = await _pending(connection, schema)
     if pending:
         with translated(in_doubt=True):
             try:
@@ -173,22 +174,15 @@ async def _migrate(connection: Any, schema: str) -> list[str]:
     return [migration.name for migration in pending]
 
 
-async def inspect_in_transaction(connection: Any, schema: str) -> None:
-    async with connection.transaction():
-        await inspect(connection, schema)
-
-
 async def _pending(connection: Any, schema: str) -> list[sql.Migration]:
-    async with connection.transaction():
-        done = set()
-        # Whoever made the table anew after we had migrated it left our record, but no trigger.
-        if await connection.fetchval(
-            "SELECT to_regclass('chatstate.migrations') IS NOT NULL AND EXISTS (SELECT FROM pg_trigger "
-            "WHERE tgrelid = to_regclass($1) AND tgname = 'chatstate_raise_version')",
-            Schema(schema).table,
-        ):
-            rows = await connection.fetch("SELECT number FROM chatstate.migrations WHERE table_schema = $1", schema)
-            done = {row[0] for row in rows}
+    # Whoever made the table anew after we had migrated it left our record, but no trigger.
+    recorded = await connection.fetchval(
+        "SELECT to_regclass('chatstate.migrations') IS NOT NULL AND EXISTS (SELECT FROM pg_trigger "
+        "WHERE tgrelid = to_regclass($1) AND tgname = 'chatstate_raise_version')",
+        Schema(schema).table,
+    )
+    query = "SELECT number FROM chatstate.migrations WHERE table_schema = $1"
+    done = {row[0] for row in await connection.fetch(query, schema)} if recorded else set()
     return [migration for migration in sql.migrations("postgres") if migration.number not in done]
 
 

@@ -35,7 +35,7 @@ from chatstate.stores.base import Outcome, Store, StoreStatus, verb_for
 
 Result = TypeVar("Result")
 
-_FIRST_SAFE_VERSION = 3_051_003
+_FIRST_SAFE_VERSION = (3, 51, 3)
 """Earlier versions can corrupt the file in a race of WAL resets (https://www.sqlite.org/wal.html)."""
 
 _BUSY_SECONDS = 5
@@ -64,7 +64,7 @@ class SQLiteStore(Store):
         self._reader = _Worker(self._path)
 
     async def open(self) -> None:
-        if _version_number() < _FIRST_SAFE_VERSION:
+        if tuple(map(int, apsw.sqlite_lib_version().split("."))) < _FIRST_SAFE_VERSION:
             raise StoreUnreachable(
                 f"SQLite {apsw.sqlite_lib_version()} can corrupt databases. Mend it with: pip install --upgrade apsw"
             )
@@ -155,11 +155,6 @@ class _Worker:
         if not self._thread or not self._connection:
             raise StoreUnavailable("The store is not open.")
         return await asyncio.get_running_loop().run_in_executor(self._thread, task, self._connection)
-
-
-def _version_number() -> int:
-    major, minor, patch = (int(part) for part in apsw.sqlite_lib_version().split(".")[:3])
-    return major * 1_000_000 + minor * 1_000 + patch
 
 
 def _create_private_file(path: Path) -> None:
