@@ -61,7 +61,7 @@ class Store(ABC):
 
     @abstractmethod
     async def status(self) -> StoreStatus:
-        """Ask the database whether it can serve sessions. Raises `StoreUnavailable` when it cannot, or has no tables."""
+        """Ask the database whether it can serve. Raises `StoreUnavailable` when it cannot, or has no tables."""
 
     @abstractmethod
     async def load(self, ids: Sequence[str]) -> Mapping[str, Session]:
