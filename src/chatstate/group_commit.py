@@ -55,6 +55,7 @@ _Lines = dict[Hashable, deque[_Entry[Item, Answer]]]
 """Work that waits, by key, each line in its order."""
 
 _MOST_SUSPECTS = 1000
+"""How many held keys are remembered; a key that nobody submits again would stay for ever."""
 
 _log = logging.getLogger(__name__)
 

@@ -180,19 +180,25 @@ def state_size(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def without_surrogates(document: bytes) -> bytes:
+    """The JSON document with other escapes, of the same length, in place of those of surrogates.
+
+    The grammar allows escapes of lone surrogates (RFC 8259, section 8.2), only the parser used here does not.
+    """
+    return _SURROGATE_ESCAPE.sub(rb"\\ufffd", document)
 
 
 def is_json(text: str) -> bool:
-    """Whether the text is one JSON document (RFC 8259), nested no deeper than `MAX_STATE_DEPTH`.
-
-    Escapes of lone surrogates are fine: the grammar allows them (section 8.2), only the parser used here does not.
-    """
+    """Whether the text is one JSON document (RFC 8259), nested no deeper than `MAX_STATE_DEPTH`."""
+    document = text.encode()
     try:
-        decode(_SURROGATE_ESCAPE.sub(r"\\ufffd", text), type=Raw)
+        decode(without_surrogates(document), type=Raw)
     except (DecodeError, RecursionError):
         return False
-    return json_depth(text.encode()) <= MAX_STATE_DEPTH
+    return json_depth(document) <= MAX_STATE_DEPTH
 
 
 _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chatstate.errors import StartError
 from chatstate.http.app import ChatState
-from chatstate.http.problems import MEDIA_TYPE, problem_response
+from chatstate.http.problems import problem_response
 
 BACKLOG = 2048
 HEADER_BYTES = 64 << 10
@@ -116,9 +116,9 @@ class _Protocol(HttpToolsProtocol):
         super().data_received(data)
         self._header_bytes = self._header_bytes + len(data) if self._in_headers else 0
         if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
-            body = bytes(problem_response("headers_too_large", f"Send at most {HEADER_BYTES} bytes of headers.").body)
-            head = f"HTTP/1.1 431 \r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-            self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+            answer = problem_response("headers_too_large", f"Send at most {HEADER_BYTES} bytes of headers.")
+            headers = b"".join(name + b": " + value + b"\r\n" for name, value in answer.raw_headers)
+            self.transport.write(b"HTTP/1.1 431 \r\nConnection: close\r\n" + headers + b"\r\n" + bytes(answer.body))
             self.transport.close()
 
     def on_message_begin(self) -> None:

@@ -40,6 +40,7 @@ from chatstate.model import (
     one_of,
     parse_time,
     state_size,
+    without_surrogates,
 )
 
 HEADERS = {
@@ -122,15 +123,12 @@ def _members(body: bytes | bytearray, shape: type[Body]) -> Body:
     return shape(**{name: members.get(name, UNSET) for name in shape.__struct_fields__})
 
 
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-
-
 def _members_with_surrogates(body: bytes, shape: type[Body]) -> Body:
-    """The same for escapes of lone surrogates, which the grammar allows (RFC 8259, section 8.2), the parser not.
+    """The same for bodies with escapes of lone surrogates, which the parser refuses.
 
     It is given other escapes of the same length; the members are slices of a buffer that then gets back what was sent.
     """
-    buffer = bytearray(_SURROGATE_ESCAPE.sub(rb"\\ufffd", body))
+    buffer = bytearray(without_surrogates(body))
     members = _members(buffer, shape)
     buffer[:] = body
     return members

@@ -42,7 +42,6 @@ _STATEMENTS = ("load", "tags", "lock", "upsert", "insert", "update", "delete")
 _TRIES = 5
 """How often a batch is tried that a deadlock has undone, or that other writers have overtaken."""
 
-
 _CHANGED_BY_TRIGGER = "A trigger of the database has dropped this write or changed its id. Load before you retry."
 
 
@@ -53,7 +52,7 @@ class PostgresStore(Store):
         self._url = parse_url(url, pool_size)
         self._allow_unsafe = allow_unsafe
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._facts: Facts | None = None
+        self._facts: Facts  # known once the store is open
         self._sql: dict[str, str] = {}
         self._begin = "BEGIN"
 
@@ -89,7 +88,7 @@ class PostgresStore(Store):
     async def _prepare(self) -> None:
         """Fit the statements to the table as it is; without a table there are none."""
         async with self._reading() as connection:
-            schema = await inspect(connection, self._known_facts.schema)
+            schema = await inspect(connection, self._facts.schema)
         self._sql = {name: schema.fill(sql.statement("postgres", name)) for name in _STATEMENTS} if schema else {}
 
     async def close(self) -> None:
@@ -99,7 +98,7 @@ class PostgresStore(Store):
 
     async def migrate(self) -> list[str]:
         async with acquired(self._open_pool) as connection:
-            applied = await migrate(connection, self._known_facts.schema)
+            applied = await migrate(connection, self._facts.schema)
         await self._prepare()
         return applied
 
@@ -115,10 +114,9 @@ class PostgresStore(Store):
             )
         if read_only:
             raise StoreUnavailable("The database takes no writes (transaction_read_only is on; is it a standby?).")
-        facts = self._known_facts
-        pooler = " through a transaction pooler" if facts.through_pooler else ""
+        pooler = " through a transaction pooler" if self._facts.through_pooler else ""
         return StoreStatus(
-            store=f"PostgreSQL {facts.version} at {self._url.place}{pooler}", durability=_durability(fsync, level)
+            store=f"PostgreSQL {self._facts.version} at {self._url.place}{pooler}", durability=_durability(fsync, level)
         )
 
     async def load(self, ids: Sequence[str]) -> dict[str, Session]:
@@ -130,20 +128,20 @@ class PostgresStore(Store):
         ordered = sorted(writes, key=lambda write: write.user_session_id)
         outcomes = await self._attempt(ordered, {}) if ordered else {}
         for write in ordered:
-            await self._catch_up(write, outcomes)
+            if _was_overtaken(write, outcomes[write.user_session_id]):
+                await self._catch_up(write, outcomes)
         return [outcomes[write.user_session_id] for write in writes]
 
     async def _catch_up(self, write: Write, outcomes: dict[str, Outcome]) -> None:
         """Try a write again, alone, when another writer came between its comparison and our look at the loser."""
         for _ in range(_TRIES):
-            if not _was_overtaken(write, outcomes[write.user_session_id]):
-                return
             try:
                 outcomes |= await self._attempt([write], outcomes)
             except StoreError as error:  # the others have their outcomes already
                 outcomes[write.user_session_id] = error
-        if _was_overtaken(write, outcomes[write.user_session_id]):
-            outcomes[write.user_session_id] = SessionLocked()
+            if not _was_overtaken(write, outcomes[write.user_session_id]):
+                return
+        outcomes[write.user_session_id] = SessionLocked()
 
     async def _attempt(self, writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[str, Outcome]:
         """Try the writes, in the order of their ids, knowing what earlier attempts have run into."""
@@ -160,15 +158,20 @@ class PostgresStore(Store):
         several = len(groups) > 1
         outcomes: dict[str, Outcome] = {}
         ids = [write.user_session_id for group in groups.values() for write in group]
-        explicit = several or self._known_facts.through_pooler
-        async with acquired(self._open_pool) as connection, self._unit(connection, explicit):
+        async with (
+            acquired(self._open_pool) as connection,
+            self._unit(connection, several or self._facts.through_pooler),
+        ):
             if several:
                 await connection.fetch(self._statement("lock"), ids)
             for verb, group in groups.items():
                 rows = await connection.fetch(self._statement(verb), *_columns(verb, group))
                 outcomes |= _outcomes(group, rows)
-        for write in groups.get("upsert", ()):  # an upsert gives a row, unless a foreign trigger is in its way
-            outcomes.setdefault(write.user_session_id, OutcomeUnknown(_CHANGED_BY_TRIGGER))
+        outcomes |= {
+            write.user_session_id: OutcomeUnknown(_CHANGED_BY_TRIGGER)
+            for write in groups.get("upsert", ())  # an upsert gives a row, unless a foreign trigger is in its way
+            if write.user_session_id not in outcomes
+        }
         losers = [user_session_id for user_session_id in ids if user_session_id not in outcomes]
         return outcomes | (await self._conflicts(losers) if losers else {})
 
@@ -205,8 +208,10 @@ class PostgresStore(Store):
     @asynccontextmanager
     async def _reading(self) -> AsyncIterator[Any]:
         # Through a transaction pooler only a transaction keeps two messages of one statement on one connection.
-        explicit = self._known_facts.through_pooler
-        async with acquired(self._open_pool) as connection, self._unit(connection, explicit, in_doubt=False):
+        async with (
+            acquired(self._open_pool) as connection,
+            self._unit(connection, self._facts.through_pooler, in_doubt=False),
+        ):
             yield connection
 
     @property
@@ -214,12 +219,6 @@ class PostgresStore(Store):
         if not self._pool:
             raise StoreUnavailable("The store is not open.")
         return self._pool
-
-    @property
-    def _known_facts(self) -> Facts:
-        if not self._facts:
-            raise StoreUnavailable("The store is not open.")
-        return self._facts
 
     def _statement(self, name: str) -> str:
         if not self._sql:

@@ -35,13 +35,8 @@ LOCK_MILLISECONDS = 2000
 DEFAULT_POOL_SIZE = 5
 """Two lanes of writes, two of loads, and one for everything else."""
 
-_DRIVER_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-)
+_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""All that the driver raises; a TimeoutError is an OSError."""
 
 _PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity"}
 _LIBPQ_ONLY = {"channel_binding", "keepalives", "keepalives_idle"}
@@ -74,8 +69,7 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
     hosts = parts.netloc.rpartition("@")[2].split(",")
     if "@" in parts.path + parts.query + parts.fragment or parts.netloc.count("@") > 1:
         raise _badly_quoted()
-    ports = [_HOST.fullmatch(host) for host in hosts]
-    if not all(port and int(port[1] or 0) <= 65535 for port in ports):
+    if not all(map(_is_host, hosts)):
         raise _badly_quoted()
     query = dict(parse_qsl(parts.query))
     schema = query.pop("schema", None)
@@ -92,6 +86,12 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
         pool_size=pool_size or int(limit or DEFAULT_POOL_SIZE),
         through_pooler=through_pooler,
     )
+
+
+def _is_host(text: str) -> bool:
+    """Whether the text is a name or an address, perhaps with a port."""
+    match = _HOST.fullmatch(text)
+    return match is not None and int(match[1] or 0) <= 65535
 
 
 def _badly_quoted() -> InvalidSetting:
@@ -226,7 +226,6 @@ _CONNECTION_LOST = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     OSError,
-    TimeoutError,
 )
 
 
