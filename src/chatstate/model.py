@@ -247,9 +247,10 @@ def _offset(sign: str | None, hours: str | None, minutes: str | None) -> timedel
 
 def format_time(time: datetime) -> str:
     """An RFC 3339 time in UTC with `Z` and 0, 3 or 6 digits of fraction, as few as it needs."""
-    microsecond = time.microsecond
-    precision = "seconds" if not microsecond else "microseconds" if microsecond % 1000 else "milliseconds"
-    return time.astimezone(UTC).isoformat(timespec=precision)[:-6] + "Z"
+    if time.tzinfo is not UTC:
+        time = time.astimezone(UTC)
+    text = time.isoformat()[:-6]
+    return (text[:-3] if text.endswith("000") and time.microsecond else text) + "Z"
 
 
 def utc_now() -> datetime:

@@ -19,12 +19,16 @@ from typing import Any, Literal, NamedTuple
 import httpx
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chatstate import create_app, create_store
+from chatstate.http.app import ChatState
+from chatstate.http.server import HttpProtocol
 from tests.conftest import STORE_NAMES
 from tests.servers.postgres import RunningServers
 
 _SECONDS_TO_ANSWER = 20.0
+_OVER_ASGI = " over ASGI"
 
 
 class SettableClock:
@@ -114,10 +118,19 @@ class _Uvicorn(uvicorn.Server):
 
 
 @contextmanager
-def _serving(app: Any, clock: SettableClock, lifespan: Literal["on", "off"]) -> Iterator[Server]:
+def _serving(app: Any, clock: SettableClock, lifespan: Literal["on", "off"], asgi: bool) -> Iterator[Server]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, log_level="critical", access_log=False, lifespan=lifespan)
+        protocol = HttpToolsProtocol if asgi or not isinstance(app, ChatState) else HttpProtocol
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            proxy_headers=False,
+            lifespan=lifespan,
+            http=protocol,
+        )
         uvicorn_server = _Uvicorn(config)
         thread = threading.Thread(target=uvicorn_server.run, args=([listener],), daemon=True)
         thread.start()
@@ -136,35 +149,45 @@ Serve = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def serve() -> Serve:
-    """`with serve(app) as server:` runs any ASGI application; `lifespan="off"` leaves its lifespan out."""
+    """`with serve(app) as server:` runs any ASGI application; `lifespan="off"` leaves its lifespan out.
+
+    chatstate runs on its own protocol, as in `chatstate serve`, unless `asgi` is set: then on uvicorn's.
+    """
 
     def start(
-        app: Any, *, clock: SettableClock | None = None, lifespan: Literal["on", "off"] = "on"
+        app: Any, *, clock: SettableClock | None = None, lifespan: Literal["on", "off"] = "on", asgi: bool = False
     ) -> AbstractContextManager[Server]:
-        return _serving(app, clock or SettableClock(), lifespan)
+        return _serving(app, clock or SettableClock(), lifespan, asgi)
 
     return start
 
 
-@pytest.fixture(scope="module", params=STORE_NAMES)
-def store_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, servers: RunningServers
-) -> Iterator[str]:
+@pytest.fixture(scope="module", params=[*STORE_NAMES, f"sqlite{_OVER_ASGI}"])
+def deployment(request: pytest.FixtureRequest) -> str:
+    """Which store, and whether any ASGI server could be in the place of our own."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def store_url(deployment: str, tmp_path_factory: pytest.TempPathFactory, servers: RunningServers) -> Iterator[str]:
     """The URL of an empty database, of each kind in turn; here it lives as long as a module's server."""
-    if request.param == "sqlite":
+    store_name = deployment.removesuffix(_OVER_ASGI)
+    if store_name == "sqlite":
         yield f"sqlite:///{tmp_path_factory.mktemp('http')}/chatstate.db"
         return
-    postgres = servers.get(request.param)
+    postgres = servers.get(store_name)
     url = asyncio.run(postgres.create_database())
     yield url
     asyncio.run(postgres.drop_database(url))
 
 
 @pytest.fixture(scope="module")
-def server(store_url: str, serve: Serve) -> Iterator[Server]:
+def server(deployment: str, store_url: str, serve: Serve) -> Iterator[Server]:
     """chatstate itself, on each store; one server for the tests of a module."""
     clock = SettableClock()
-    with serve(create_app(create_store(store_url), clock=clock), clock=clock) as running:
+    app = create_app(create_store(store_url), clock=clock)
+    with serve(app, clock=clock, asgi=deployment.endswith(_OVER_ASGI)) as running:
         yield running
 
 

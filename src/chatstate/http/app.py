@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import datetime
-
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from typing import Any
 
 from chatstate.errors import ChatStateError, StoreUnavailable
-from chatstate.http import browsers
+from chatstate.http.browsers import allow_origin, preflight, refusal
+from chatstate.http.messages import ClientGone, Headers, Request, Response
 from chatstate.http.problems import problem, problem_response
-from chatstate.http.routes import ENDPOINTS, Api, routes
+from chatstate.http.routes import ENDPOINTS, Api, Routes, encode_path
 from chatstate.http.wire import Limits
 from chatstate.model import utc_now
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
 
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
-class ChatState(Starlette):
+_METHODS = ", ".join(sorted({endpoint.method for endpoint in ENDPOINTS}))
+
+_log = logging.getLogger(__name__)
+
+
+class ChatState:
     """The application. Its `lifespan` opens the store, and at the end answers what was accepted and closes it."""
 
     def __init__(self, store: Store, limits: Limits, clock: Callable[[], datetime]) -> None:
         self.store = store
         self.started = False
         self._sessions = Sessions(store, clock)
-        super().__init__(
-            routes=routes(Api(self._sessions, store, limits)),
-            middleware=browsers.middleware({endpoint.method for endpoint in ENDPOINTS}),
-            exception_handlers={
-                ChatStateError: _failed,
-                HTTPException: _not_routed,
-                ClientDisconnect: _gone,
-                Exception: _broken,
-            },
-            lifespan=self.lifespan,
-        )
-        self.router.redirect_slashes = False
+        self._routes = Routes(Api(self._sessions, store, limits))
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
@@ -52,6 +47,79 @@ class ChatState(Starlette):
         finally:
             await self._sessions.drain()
             await self.store.close()
+
+    async def respond(self, request: Request) -> Response:
+        """The answer to any request. Raises only `ClientGone`."""
+        error = refusal(request.headers)
+        if error:
+            return problem(error)
+        response = preflight(request, _METHODS) or await self._handled(request)
+        allow_origin(response, request.headers)
+        return response
+
+    async def _handled(self, request: Request) -> Response:
+        try:
+            return await self._routes.respond(request)
+        except ChatStateError as error:
+            if isinstance(error, StoreUnavailable) and not self.started:
+                return problem(StoreUnavailable(_NOT_STARTED))
+            return problem(error)
+        except ClientGone:
+            raise
+        except Exception:
+            _log.exception("a request failed in an unexpected way")
+            return problem_response("internal_error", "This is a defect of chatstate; its log says more.")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The ASGI interface (https://asgi.readthedocs.io, version 3)."""
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            response = await self.respond(_request(scope, receive))
+        except ClientGone:
+            response = Response(400)  # nobody is there to read it
+        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.fields().items()]
+        await send({"type": "http.response.start", "status": response.status, "headers": fields})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self.lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            phase = "shutdown" if self.started else "startup"
+            await send({"type": f"lifespan.{phase}.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _request(scope: Message, receive: Receive) -> Request:
+    mounted: str = scope.get("root_path", "")
+    path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else encode_path(scope["path"])
+    if mounted:
+        path = "/" + "/".join(path.split("/")[mounted.count("/") + 1 :])
+    headers = Headers(scope["headers"])
+    return Request(
+        scope["method"], path, headers, _chunks(receive), mount=encode_path(mounted), scheme=scope.get("scheme", "http")
+    )
+
+
+async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
 
 
 def create_app(
@@ -74,26 +142,3 @@ _NOT_STARTED = (
     "chatstate has not started, because nothing has run its lifespan. An application that mounts it must: "
     "`FastAPI(lifespan=chatstate.lifespan)`; and uvicorn must not run with `--lifespan off`."
 )
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ChatStateError)
-    if isinstance(error, StoreUnavailable) and not request.app.started:
-        error = StoreUnavailable(_NOT_STARTED)
-    return problem(error)
-
-
-async def _not_routed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = dict(error.headers or {})
-        return problem_response("method_not_allowed", f"Allowed here: {allowed.get('Allow')}.", headers=allowed)
-    return problem_response("not_found", "There is nothing at this path. The routes: /openapi.json, readable at /docs.")
-
-
-async def _gone(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
-
-
-async def _broken(_request: Request, _error: Exception) -> Response:
-    return problem_response("internal_error", "This is a defect of chatstate; its log says more.")

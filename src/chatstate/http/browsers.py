@@ -3,46 +3,31 @@
 A server on loopback is not safe by itself: any web page that a person opens can send requests to it, and by DNS
 rebinding even read the answers. So every request must name this machine in its Host header, and where a browser says
 which page sent it (Origin, Sec-Fetch-Site), that page must come from this machine too.
+
+Pages of other loopback origins, such as a development server on port 5173, are told by CORS that they may call
+(https://fetch.spec.whatwg.org, section 3.3).
 """
 
 from __future__ import annotations
 
 import re
 
-from starlette.datastructures import Headers
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from chatstate.errors import ForbiddenHost, ForbiddenOrigin
-from chatstate.http.problems import problem
+from chatstate.http.messages import Headers, Request, Response
 
 _LOOPBACK = r"(?:localhost|[a-z0-9-]+\.localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?"
 _HOST = re.compile(_LOOPBACK, re.IGNORECASE)
-_ORIGIN = rf"https?://{_LOOPBACK}"
-
-
-class LoopbackOnly:
-    """Answers 403 to what does not come from this machine."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        if error:
-            await problem(error)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+_ORIGIN = re.compile(rf"https?://{_LOOPBACK}", re.IGNORECASE)
+_FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]*", re.ASCII)
 
 
 def refusal(headers: Headers) -> ForbiddenHost | ForbiddenOrigin | None:
     """Why a request with these headers is refused; None when it is not."""
-    hosts = headers.getlist("host")
+    hosts = headers.all("host")
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
         return ForbiddenHost()
-    origins = headers.getlist("origin")
-    if any(not re.fullmatch(_ORIGIN, origin, re.IGNORECASE) for origin in origins):
+    origins = headers.all("origin")
+    if any(not _ORIGIN.fullmatch(origin) for origin in origins):
         return ForbiddenOrigin()
     # A page on 127.0.0.1 that calls localhost is cross-site to a browser; its Origin has told that it is from here.
     if not origins and headers.get("sec-fetch-site", "none").lower() not in ("same-origin", "same-site", "none"):
@@ -50,14 +35,27 @@ def refusal(headers: Headers) -> ForbiddenHost | ForbiddenOrigin | None:
     return None
 
 
-def middleware(methods: set[str]) -> list[Middleware]:
-    """First the refusal, then CORS for pages of other loopback origins, such as a development server on port 5173."""
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origin_regex=f"(?i:{_ORIGIN})",
-        allow_methods=sorted(methods),
-        allow_headers=["*"],
-        allow_credentials=True,  # there are no cookies; old clients ask for it all the same
-        expose_headers=["ETag", "Location", "Retry-After"],
-    )
-    return [Middleware(LoopbackOnly), cors]
+def preflight(request: Request, methods: str) -> Response | None:
+    """The answer to a browser that asks what a page may send; None when the request is no such question.
+
+    methods  all that the application has, as a list in one header
+    """
+    if request.method != "OPTIONS" or not request.headers.get("access-control-request-method"):
+        return None
+    headers = {"access-control-allow-methods": methods, "access-control-max-age": "600"}
+    asked = request.headers.get("access-control-request-headers")
+    if asked and _FIELD_NAMES.fullmatch(asked):
+        headers["access-control-allow-headers"] = asked  # `*` would not do for requests with credentials
+    return Response(204, headers=headers)
+
+
+def allow_origin(response: Response, headers: Headers) -> None:
+    """Let the page that asked read the answer; `refusal` has found that it is from this machine."""
+    response.headers["vary"] = "origin"  # for caches: the answer to another page would differ
+    origin = headers.get("origin")
+    if origin:
+        response.headers |= {
+            "access-control-allow-origin": origin,
+            "access-control-allow-credentials": "true",  # there are no cookies; old clients ask for it all the same
+            "access-control-expose-headers": "etag, location, retry-after",
+        }

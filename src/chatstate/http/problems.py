@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import json
-from starlette.responses import Response
 
 from chatstate.errors import ChatStateError, InvalidRequest, OutcomeUnknown, PreconditionFailed, StoreError
-from chatstate.http.wire import HEADERS, etag
+from chatstate.http.messages import Response
+from chatstate.http.wire import etag
 
 STATUS = {
     "invalid_request": 400,
@@ -45,11 +45,11 @@ def problem(error: ChatStateError) -> Response:
     if isinstance(error, InvalidRequest) and error.errors:
         members["errors"] = [finding._asdict() for finding in error.errors]
     if isinstance(error, PreconditionFailed) and error.current:
-        headers["ETag"] = etag(error.current)
+        headers["etag"] = etag(error.current)
     if isinstance(error, OutcomeUnknown):
         members["outcome"] = "unknown"
     if isinstance(error, StoreError) and STATUS[error.code] == 503:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return problem_response(error.code, error.message, members, headers)
 
 
@@ -67,4 +67,4 @@ def problem_response(
         "code": code,
         **(members or {}),
     }
-    return Response(json.encode(document), status, {**HEADERS, **(headers or {})}, MEDIA_TYPE)
+    return Response(status, json.encode(document), MEDIA_TYPE, headers or {})

@@ -11,13 +11,10 @@ from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from typing import Any
-from urllib.parse import quote
 
 from msgspec import json
-from starlette.requests import Request
-from starlette.responses import Response
 
-from chatstate.http.wire import HEADERS
+from chatstate.http.messages import Request, Response
 
 DEFAULT_URL = "http://localhost:3000"
 """The address that the files name."""
@@ -27,25 +24,19 @@ _PAGE = (files(__package__) / "docs.html").read_text("utf-8")
 _STYLE = _PAGE.partition("<style>")[2].partition("</style>")[0]
 _STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 
-PAGE_HEADERS = {
-    **HEADERS,
-    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-}
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 """The page may show its own style, and loads nothing."""
 
 
 async def openapi(_api: Any, request: Request) -> Response:
     """This API as an OpenAPI 3.1 document."""
-    text = _OPENAPI.replace(f'"{DEFAULT_URL}"', json.encode(_base_url(request)).decode())
-    return Response(text, headers=HEADERS, media_type="application/json")
+    text = _OPENAPI.replace(f'"{DEFAULT_URL}"', json.encode(request.base_url).decode())
+    return Response(body=text.encode())
 
 
 async def docs(_api: Any, request: Request) -> Response:
     """This page."""
-    text = _PAGE.replace(escape(DEFAULT_URL), escape(_base_url(request)))
-    return Response(text, headers=PAGE_HEADERS, media_type="text/html")
-
-
-def _base_url(request: Request) -> str:
-    return f"{request.url.scheme}://{request.url.netloc}{quote(request.scope.get('root_path', ''))}"
+    text = _PAGE.replace(escape(DEFAULT_URL), escape(request.base_url))
+    return Response(200, text.encode(), "text/html; charset=utf-8", {"content-security-policy": _POLICY})

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msgspec import UNSET, Struct
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Scope
 
 from chatstate.errors import PreconditionFailed
+from chatstate.http.messages import Request, Response
+from chatstate.http.problems import problem_response
 from chatstate.http.reference import docs, openapi
 from chatstate.http.shapes import LoadedState, Message, SaveBody, SessionRecord, UpdateBody
 from chatstate.http.wire import (
-    HEADERS,
     Findings,
     Limits,
     answer,
@@ -59,9 +55,9 @@ async def save(api: Api, request: Request) -> Response:
         last_activity = read_time(body.last_activity)
     findings.raise_if_any()
     session = await api.sessions.save(user_session_id, chat_state, last_activity, precondition(request.headers))
-    headers = {"ETag": etag(session.tag)}
+    headers = {"etag": etag(session.tag)}
     if session.is_new:
-        headers["Location"] = f"{_mount_path(request)}{SESSIONS}/{encode_id(session.user_session_id)}"
+        headers["location"] = f"{request.mount}{SESSIONS}/{encode_id(session.user_session_id)}"
     return answer(record(session), 201 if session.is_new else 200, headers)
 
 
@@ -69,11 +65,11 @@ async def load(api: Api, request: Request) -> Response:
     """Load a state."""
     required, known = if_match(request.headers), if_none_match(request.headers)
     session = await api.sessions.load(path_id(request))
-    headers = {"ETag": etag(session.tag)}
+    headers = {"etag": etag(session.tag)}
     if not required.allows(session.tag):
         raise PreconditionFailed(session.tag)
     if not known.allows(session.tag):
-        return Response(status_code=304, headers={**HEADERS, **headers})
+        return Response(304, headers=headers)
     return answer(LoadedState(session.chat_state, format_time(session.last_activity)), headers=headers)
 
 
@@ -88,7 +84,7 @@ async def update(api: Api, request: Request) -> Response:
         last_activity = read_time(body.last_activity)
     findings.raise_if_any()
     session = await api.sessions.update(user_session_id, chat_state, last_activity, precondition(request.headers))
-    return answer(record(session), headers={"ETag": etag(session.tag)})
+    return answer(record(session), headers={"etag": etag(session.tag)})
 
 
 async def delete(api: Api, request: Request) -> Response:
@@ -135,48 +131,66 @@ ENDPOINTS = (
 )
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The table as Starlette's routes, one for each path."""
-    paths: dict[str, dict[str, Handler]] = {}
-    for endpoint in ENDPOINTS:
-        paths.setdefault(endpoint.path, {})[endpoint.method] = endpoint.handler
-    return [RawPathRoute(path, partial(_dispatch, api, handlers), methods=handlers) for path, handlers in paths.items()]
+class _Node:
+    """One segment of the paths: what follows it, literally or as a parameter, and what the path that ends here has."""
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node] = {}
+        self.parameter: tuple[str, _Node] | None = None
+        self.handlers: dict[str, Handler] = {}
 
 
-async def _dispatch(api: Api, handlers: Mapping[str, Handler], request: Request) -> Response:
-    return await handlers["GET" if request.method == "HEAD" else request.method](api, request)
+class Routes:
+    """The table as a tree of segments, in which a literal one goes before a parameter.
 
-
-class RawPathRoute(Route):
-    """Matches the path as the client sent it, segment by segment.
-
-    Servers decode the path before routing, and then `%2F` splits an id in two and every invalid byte becomes U+FFFD, so
-    that different ids meet in one row. Here a parameter is the raw segment; `path_id` decodes it.
+    It takes the path as the client sent it. Whoever decodes first cuts an id at its `%2F`, and makes U+FFFD of every
+    invalid byte, so that different ids meet in one row. A parameter is the raw segment; `path_id` decodes it.
     """
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http":
-            return Match.NONE, {}
-        match = self.path_regex.match(raw_path(scope))
-        if not match:
-            return Match.NONE, {}
-        params = {**scope.get("path_params", {}), **match.groupdict()}
-        complete = scope["method"] in (self.methods or ())
-        return Match.FULL if complete else Match.PARTIAL, {"endpoint": self.endpoint, "path_params": params}
+    def __init__(self, api: Api, endpoints: Sequence[Endpoint] = ENDPOINTS) -> None:
+        self._api = api
+        self._root = _Node()
+        for endpoint in endpoints:
+            handlers = self._grow(endpoint.path).handlers
+            handlers[endpoint.method] = endpoint.handler
+            if endpoint.method == "GET":
+                handlers["HEAD"] = endpoint.handler  # who carries the answer leaves its body out
 
+    def _grow(self, path: str) -> _Node:
+        node = self._root
+        for segment in path.split("/"):
+            if segment.startswith("{"):
+                node.parameter = node.parameter or (segment[1:-1], _Node())
+                node = node.parameter[1]
+            else:
+                node = node.children.setdefault(segment, _Node())
+        return node
 
-def raw_path(scope: Scope) -> str:
-    """The undecoded path below the place where the application is mounted."""
-    path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else encode_path(scope["path"])
-    mounted: str = scope.get("root_path", "")
-    if not mounted:
-        return path
-    return "/" + "/".join(path.split("/")[mounted.count("/") + 1 :])
+    def _find(self, request: Request) -> Mapping[str, Handler]:
+        """The path's handlers by method; none when there is nothing at this path. Sets the request's parameters."""
+        node = self._root
+        for segment in request.path.split("/"):
+            child = node.children.get(segment)
+            if child is None:
+                if not (node.parameter and segment):
+                    return {}
+                name, child = node.parameter
+                request.params[name] = segment
+            node = child
+        return node.handlers
 
-
-def _mount_path(request: Request) -> str:
-    """Where the application is mounted, as it stands in addresses; servers and routers give it decoded."""
-    return encode_path(request.scope.get("root_path", ""))
+    async def respond(self, request: Request) -> Response:
+        """The answer of the handler. Raises what it raises."""
+        handlers = self._find(request)
+        handler = handlers.get(request.method)
+        if handler:
+            return await handler(self._api, request)
+        if handlers:
+            allowed = ", ".join(handlers)
+            return problem_response("method_not_allowed", f"Allowed here: {allowed}.", headers={"allow": allowed})
+        return problem_response(
+            "not_found", "There is nothing at this path. The routes: /openapi.json, readable at /docs."
+        )
 
 
 def encode_path(path: str) -> str:
@@ -185,4 +199,4 @@ def encode_path(path: str) -> str:
 
 
 def path_id(request: Request) -> str:
-    return decode_id(request.path_params["userSessionId"])
+    return decode_id(request.params["userSessionId"])

@@ -11,9 +11,6 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, json
-from starlette.datastructures import Headers
-from starlette.requests import Request
-from starlette.responses import Response
 
 from chatstate.errors import (
     BodyTooLarge,
@@ -23,6 +20,7 @@ from chatstate.errors import (
     InvalidRequest,
     UnsupportedMediaType,
 )
+from chatstate.http.messages import Headers, Request, Response
 from chatstate.http.shapes import SessionRecord
 from chatstate.model import (
     ABSENT,
@@ -42,14 +40,6 @@ from chatstate.model import (
     state_size,
     without_surrogates,
 )
-
-HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
-"""On every answer: states are private, and no answer is a page that may run or load anything."""
 
 # --- Reading requests -------------------------------------------------------------------------------------------------
 
@@ -93,7 +83,7 @@ Body = TypeVar("Body", bound=Struct)
 async def read_body(request: Request, shape: type[Body], limits: Limits) -> Body:
     """The body as this shape. Raises what is wrong with it: its media type, its size, its JSON, its members."""
     _check_media_type(request.headers)
-    body = await _read_bytes(request, limits.body_bytes)
+    body = await request.read(limits.body_bytes)
     if not body:
         raise InvalidJson("The body is empty; send a JSON object.")
     try:
@@ -135,30 +125,12 @@ def _members_with_surrogates(body: bytes, shape: type[Body]) -> Body:
 
 
 def _check_media_type(headers: Headers) -> None:
-    media_type, _, parameters = headers.get("content-type", "").partition(";")
+    media_type, _, parameters = headers.get("content-type").partition(";")
     charset = re.search(r'charset\s*=\s*"?([^";\s]+)', parameters, re.IGNORECASE)
     if media_type.strip().lower() != "application/json" or (charset and charset[1].lower() not in ("utf-8", "utf8")):
         raise UnsupportedMediaType
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("Send the body without a Content-Encoding.")
-
-
-async def _read_bytes(request: Request, limit: int) -> bytes:
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-        raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {limit} bytes. The limit follows from CHATSTATE_MAX_STATE_BYTES.")
 
 
 def _explain(error: Exception) -> str:
@@ -263,7 +235,7 @@ def if_none_match(headers: Headers) -> Expect:
 
 def _tags(headers: Headers, header: str, weak: bool) -> list[Tag] | Literal["*"] | None:
     """The tags of the list that could be ours; None without the header. Empty elements count for nothing (5.6.1.2)."""
-    lines = headers.getlist(header)
+    lines = headers.all(header.lower())
     text = ",".join(lines).strip()
     if text == "*" or not lines:
         return "*" if lines else None
@@ -305,7 +277,7 @@ def _malformed(header: str) -> InvalidPrecondition:
 
 
 def answer(content: Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.encode(content), status, {**HEADERS, **(headers or {})}, "application/json")
+    return Response(status, json.encode(content), headers=headers or {})
 
 
 def record(session: Session) -> SessionRecord:

@@ -1,0 +1,126 @@
+"""HTTP messages as values: the `Request` that has arrived, and the `Response` to it (RFC 9110, section 6).
+
+They know nothing of who carries them. Any ASGI server does, through `ChatState.__call__`; our own server carries
+requests that arrive in one piece without that detour (`chatstate.http.server`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+
+from msgspec import Struct
+
+from chatstate.errors import BodyTooLarge
+
+
+class ClientGone(Exception):
+    """The client has closed the connection before its request was complete: there is nobody to answer."""
+
+
+class Headers:
+    """The header fields of a request. Names are given in lower case; values are decoded as Latin-1."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values: dict[str, list[bytes]] = {}
+        for name, value in fields:
+            self._values.setdefault(name.decode("latin-1"), []).append(value)
+
+    def get(self, name: str, default: str = "") -> str:
+        """The field's first value."""
+        values = self._values.get(name)
+        return values[0].decode("latin-1") if values else default
+
+    def all(self, name: str) -> list[str]:
+        """The values of all fields of this name; empty without one."""
+        values = self._values.get(name)
+        return [value.decode("latin-1") for value in values] if values else []
+
+
+class Request:
+    """A request.
+
+    path     as the client sent it, undecoded, below the place where the application is mounted
+    mount    that place, as it stands in addresses: empty, or `/bot`
+    params   the raw segments that stand for the route's parameters, once a route is found
+    """
+
+    __slots__ = ("_body", "headers", "method", "mount", "params", "path", "scheme")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: bytes | AsyncIterator[bytes] = b"",
+        *,
+        mount: str = "",
+        scheme: str = "http",
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.mount = mount
+        self.scheme = scheme
+        self.params: dict[str, str] = {}
+        self._body = body
+
+    @property
+    def base_url(self) -> str:
+        """Where the client sees the application."""
+        return f"{self.scheme}://{self.headers.get('host')}{self.mount}"
+
+    async def read(self, limit: int) -> bytes:
+        """The body, once. Raises `BodyTooLarge` as soon as more than `limit` bytes are announced or have come."""
+        length = self.headers.get("content-length")
+        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+            raise _too_large(limit)
+        if not isinstance(self._body, bytes):
+            self._body = await _joined(self._body, limit)
+        if len(self._body) > limit:
+            raise _too_large(limit)
+        return self._body
+
+
+async def _joined(chunks: AsyncIterator[bytes], limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > limit:
+            raise _too_large(limit)
+    return bytes(body)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {limit} bytes. The limit follows from CHATSTATE_MAX_STATE_BYTES.")
+
+
+SAFE_HEADERS = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""On every answer: states are private, and no answer is a page that may run or load anything."""
+
+BODILESS = (204, 304)
+"""Statuses of answers that have neither a body nor its length."""
+
+
+class Response(Struct):
+    """An answer. `headers`, with names in lower case, go before those that every answer has."""
+
+    status: int = 200
+    body: bytes = b""
+    media_type: str = "application/json"
+    headers: dict[str, str] = {}
+
+    def fields(self) -> dict[str, str]:
+        """All header fields. Raises ValueError for a value with a line end or another control character."""
+        if not all(value.isprintable() for value in self.headers.values()):
+            raise ValueError("a header field must not contain control characters")
+        if self.status in BODILESS:
+            return {**SAFE_HEADERS, **self.headers}
+        own = {"content-type": self.media_type, "content-length": str(len(self.body))}
+        return {**SAFE_HEADERS, **own, **self.headers}
