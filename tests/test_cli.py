@@ -188,6 +188,8 @@ def test_the_help_of_migrate_names_its_settings(tmp_path: Path) -> None:
         "--pool-size",
         "--allow-unsafe-durability",
         "--print",
+        "--tune",
+        "--yes",
     ]
     assert "CHATSTATE_STORE" in output
     assert "DATABASE_URL" in output

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,10 @@ from chatstate.config import LOOPBACK, SETTINGS, Settings, load_settings
 from chatstate.errors import ChatStateError, StartError
 from chatstate.http.app import create_app
 from chatstate.http.server import bind, run
-from chatstate.stores import Store, StoreStatus, create_store
+from chatstate.stores import Store, StoreStatus, create_store, create_tuning
+
+if TYPE_CHECKING:
+    from chatstate.stores.postgres_tuning import PostgresTuning
 
 Command = Callable[..., Any]
 
@@ -110,7 +113,11 @@ Stop with Ctrl+C.
 @click.option(
     "--print", "print_only", is_flag=True, help="Print the SQL for those who run it by hand, and change nothing."
 )
-def migrate(print_only: bool, **flags: Any) -> None:
+@click.option(
+    "--tune", is_flag=True, help="Then make a table of another program as fast as our own; asks before it does."
+)
+@click.option("--yes", is_flag=True, help="With --tune: do not ask.")
+def migrate(print_only: bool, tune: bool, yes: bool, **flags: Any) -> None:
     """Make the tables, or bring those that are there to this version.
 
     `chatstate serve` does the same at its start; this command is for those who want it done at another time, or by
@@ -119,11 +126,29 @@ def migrate(print_only: bool, **flags: Any) -> None:
     with _mistakes_explained():
         settings = load_settings(flags, _folder())
         store = _store(settings, owner=False)
-        if print_only:
+        if print_only and not tune:
             click.echo(store.migration_sql())
-        else:
+            return
+        if not print_only:
             applied = asyncio.run(_migrate(store))
             click.echo("\n".join(f"applied {name}" for name in applied) or "Nothing to do: the tables are up to date.")
+        if tune:
+            _tune(create_tuning(settings.store), print_only, yes)
+
+
+def _tune(tuning: PostgresTuning | None, print_only: bool, yes: bool) -> None:
+    table, steps = asyncio.run(tuning.plan()) if tuning else ("", [])
+    comment = "-- " if print_only else ""
+    click.echo(f"{comment}{table}\n" if steps else f"{comment}Nothing to tune. {table}".rstrip())
+    for step in steps:
+        click.echo(f"{comment}{step.gain}\n{comment}Locks {step.locks}\n{step.sql}\n")
+    if tuning is None or not steps or print_only:
+        return
+    if not yes:
+        click.confirm("Carry out these steps?", abort=True)
+    for step in steps:
+        asyncio.run(tuning.carry_out(step))
+        click.echo(f"done: {step.sql}")
 
 
 async def _migrate(store: Store) -> list[str]:

@@ -11,8 +11,12 @@ import asyncpg
 
 from chatstate.model import Session, Write
 from chatstate.stores import Store, create_store
+from chatstate.stores.sql import migrations
 
 Connection = Any
+
+STEPS = [migration.name for migration in migrations("postgres")]
+"""What `migrate` applies to a database without our tables."""
 
 # The "Option 1" of the old service's documentation, to the letter.
 SEED_SQL = """\

@@ -21,6 +21,7 @@ from tests.stores.old_tables import (
     SEED,
     SEED_SQL,
     STARTS,
+    STEPS,
     OldDatabase,
     commit_one,
     connected,
@@ -65,7 +66,7 @@ async def test_rows_columns_and_indexes_stay_as_they_were(old: OldDatabase) -> N
     assert len(rows) == 1 + len(OLD_ROWS)
     async with opened(old.store_url) as store:
         assert await shape(old.connection) == before  # opening alone changes nothing
-        assert await store.migrate() == ["0001_chat_state_sessions"]
+        assert await store.migrate() == STEPS
         assert await store.migrate() == []
     after = await shape(old.connection)
     assert await old_rows(old) == rows
@@ -241,7 +242,7 @@ async def test_sessions_from_beyond_the_calendar_can_be_written(start: Any, post
 async def test_two_schemas_of_one_database_are_independent(postgres_url: str) -> None:
     async with old_database(SEED, postgres_url) as old, opened(with_query(postgres_url, schema="app")) as in_app:
         before = await shape(old.connection)
-        assert await in_app.migrate() == ["0001_chat_state_sessions"]  # and makes the schema
+        assert await in_app.migrate() == STEPS  # and makes the schema
         assert await shape(old.connection) == before
         await commit_one(in_app, saving(ID, "in app"))
         async with migrated(postgres_url) as in_public:

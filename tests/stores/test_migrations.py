@@ -24,6 +24,7 @@ from tests.stores.old_tables import (
     SEED,
     SEED_SQL,
     STARTS,
+    STEPS,
     Connection,
     Start,
     commit_one,
@@ -87,7 +88,7 @@ async def test_a_table_that_was_dropped_is_made_again(postgres_url: str) -> None
             await store.load([ID])
         with pytest.raises(StoreUnavailable):
             await store.commit([saving(ID)])
-        assert await store.migrate() == ["0001_chat_state_sessions"]
+        assert await store.migrate() == STEPS
         assert await store.load([ID]) == {}
         assert await works(store, ID)
 
@@ -104,7 +105,7 @@ async def test_a_table_that_was_dropped_is_made_again(postgres_url: str) -> None
 async def test_what_others_removed_is_made_again(mishap: str, postgres_url: str) -> None:
     async with migrated(postgres_url) as store, connected(postgres_url, search_path="public") as connection:
         await connection.execute(mishap)
-        assert await store.migrate() == ["0001_chat_state_sessions"]
+        assert await store.migrate() == STEPS
         assert await store.migrate() == []
         assert await works(store, ID)
         await connection.execute(SEED.insert, ID, "old")
@@ -350,7 +351,7 @@ async def test_a_long_transaction_delays_migrate_and_nobody_else(postgres_url: s
         assert not migration.done()
         await until(watcher, WAITING, 1)
         await holder.execute("COMMIT")
-        assert await migration == ["0001_chat_state_sessions"]
+        assert await migration == STEPS
         assert await store.load(["meanwhile"])
         assert await works(store, ID)
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from chatstate.errors import InvalidSetting
 from chatstate.stores.base import Outcome, Store, StoreStatus
 
-__all__ = ["Outcome", "Store", "StoreStatus", "create_store"]
+if TYPE_CHECKING:
+    from chatstate.stores.postgres_tuning import PostgresTuning
+
+__all__ = ["Outcome", "Store", "StoreStatus", "create_store", "create_tuning"]
+
+
+_POSTGRES = ("postgresql", "postgres")
 
 
 def create_store(url: str, *, owner: bool = True, pool_size: int | None = None, allow_unsafe: bool = False) -> Store:
@@ -26,7 +33,7 @@ def create_store(url: str, *, owner: bool = True, pool_size: int | None = None, 
         from chatstate.stores.sqlite import SQLiteStore
 
         return SQLiteStore(_sqlite_path(url), owner)
-    if scheme in ("postgresql", "postgres"):
+    if scheme in _POSTGRES:
         from chatstate.stores.postgres import PostgresStore
 
         return PostgresStore(url, pool_size, allow_unsafe)
@@ -34,6 +41,15 @@ def create_store(url: str, *, owner: bool = True, pool_size: int | None = None, 
         f"No store is known for URLs that begin with {scheme!r}. Use --store sqlite:///chatstate.db or "
         "--store postgresql://user:password@host/database"
     )
+
+
+def create_tuning(url: str) -> PostgresTuning | None:
+    """What can be tuned in the store that the URL means; None where nothing can: we make those tables ourselves."""
+    if url.partition(":")[0].lower() not in _POSTGRES:
+        return None
+    from chatstate.stores.postgres_tuning import PostgresTuning
+
+    return PostgresTuning(url)
 
 
 def _sqlite_path(url: str) -> Path:

@@ -1,0 +1,161 @@
+"""Tuning a table that another program made: steps that cost a lock or the old owner's consent, so they are asked for.
+
+A table that we made is born like this. What each step gains is measured by `make bench` (the rows called tuning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import asyncpg
+from msgspec import Struct
+
+from chatstate.errors import SessionLocked, StoreUnavailable
+from chatstate.stores.postgres_connection import (
+    LOCK_MILLISECONDS,
+    Facts,
+    ask_facts,
+    connection_options,
+    parse_url,
+    session_settings,
+    translated,
+    unreachable_explained,
+)
+from chatstate.stores.postgres_schema import Schema
+
+_LOCK_TRIES = 15
+
+
+class TuningStep(Struct, frozen=True):
+    """One change of the table: what it gains, its SQL, and what it locks for how long, in words for people."""
+
+    gain: str
+    sql: str
+    locks: str
+    in_transaction: bool = True
+
+
+_SIZE = """
+SELECT reltuples::bigint, pg_total_relation_size(oid), pg_indexes_size(oid) FROM pg_class WHERE oid = to_regclass($1)
+"""
+
+_COMPRESSION = """
+SELECT attcompression::text FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attname = 'chat_state' AND EXISTS (
+    SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
+)
+"""
+"""No row where the server cannot compress with lz4."""
+
+_DOUBLED = """
+SELECT DISTINCT ON (i.indexrelid)
+    quote_ident(n.nspname) || '.' || quote_ident(c.relname), quote_ident(k.relname), pg_relation_size(c.oid)
+FROM pg_index i
+JOIN pg_index u ON u.indrelid = i.indrelid AND u.indexrelid <> i.indexrelid
+    AND u.indkey = i.indkey AND u.indclass = i.indclass AND u.indcollation = i.indcollation
+    AND u.indoption = i.indoption AND u.indnatts = i.indnatts
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_class k ON k.oid = u.indexrelid AND k.relam = c.relam
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = to_regclass($1) AND u.indisunique AND u.indisvalid AND NOT i.indisunique
+    AND i.indpred IS NULL AND u.indpred IS NULL AND i.indexprs IS NULL AND u.indexprs IS NULL
+    AND NOT i.indisreplident AND NOT i.indisclustered
+ORDER BY i.indexrelid, 2
+"""
+"""Indexes that hold just what a unique one holds already."""
+
+
+class PostgresTuning:
+    """What can be tuned in the table of a PostgreSQL store. Raises what the store raises when it cannot be reached."""
+
+    def __init__(self, url: str) -> None:
+        self._url = parse_url(url, None)
+
+    async def plan(self) -> tuple[str, list[TuningStep]]:
+        """The table with its size, for people, and the steps that it still lacks."""
+        async with self._connected() as (connection, facts):
+            table = Schema(facts.schema).table
+            with translated(in_doubt=False):
+                size = await connection.fetchrow(_SIZE, table)
+                compression = await connection.fetchval(_COMPRESSION, table)
+                doubled = await connection.fetch(_DOUBLED, table)
+        if size is None:
+            raise StoreUnavailable("The database has no tables for chatstate yet. Make them with: chatstate migrate")
+        steps = [_compress(table)] if compression not in (None, "l") else []
+        return _described(table, *size), steps + [_drop(*index) for index in doubled]
+
+    async def carry_out(self, step: TuningStep) -> None:
+        """Carry out one step. Raises `StoreUnavailable` when it cannot be: nothing was changed then."""
+        async with self._connected() as (connection, _):
+            for _ in range(_LOCK_TRIES):
+                with suppress(SessionLocked):
+                    await _execute(connection, step)
+                    return
+        raise StoreUnavailable(
+            "The table is in use by a long transaction, so the step was not carried out. End that transaction "
+            "(SELECT * FROM pg_stat_activity) and tune again."
+        )
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[tuple[Any, Facts]]:
+        with unreachable_explained(self._url.place):
+            facts = await ask_facts(self._url)
+            options = connection_options(facts.through_pooler, session_settings(None))
+            connection = await asyncpg.connect(self._url.dsn, timeout=10, **options)
+        try:
+            yield connection, facts
+        finally:
+            await connection.close(timeout=10)
+
+
+async def _execute(connection: Any, step: TuningStep) -> None:
+    with translated(in_doubt=True), _owners_only():
+        if step.in_transaction:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_MILLISECONDS}ms'")
+                await connection.execute(step.sql)
+        else:
+            await connection.execute("SET lock_timeout = 0")  # it waits without keeping anybody else waiting
+            await connection.execute(step.sql)
+
+
+@contextmanager
+def _owners_only() -> Iterator[None]:
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StoreUnavailable(
+            f"Only its owner may change the table ({error}). Let the owner run the SQL that "
+            "`chatstate migrate --tune --print` prints."
+        ) from error
+
+
+def _described(table: str, rows: int, total: int, indexes: int) -> str:
+    count = f"about {rows:,} rows" if rows >= 0 else "an unknown number of rows"
+    return f"The table {table}: {count}, {_megabytes(total)}, {_megabytes(indexes)} of it in indexes."
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MB"
+
+
+def _compress(table: str) -> TuningStep:
+    return TuningStep(
+        gain="States are compressed with lz4: a save takes about half of PostgreSQL's CPU. Those that are there stay "
+        "as they are until they are saved again.",
+        sql=f"ALTER TABLE {table} ALTER COLUMN chat_state SET COMPRESSION lz4;",
+        locks="the whole table, for an instant: no row is read or written. While a transaction uses the table, the "
+        f"step waits {LOCK_MILLISECONDS // 1000} s for it, then lets everybody pass, and tries again.",
+    )
+
+
+def _drop(index: str, unique: str, size: int) -> TuningStep:
+    return TuningStep(
+        gain=f"The index repeats the unique one, {unique}: every save keeps both up to date ({_megabytes(size)}).",
+        sql=f"DROP INDEX CONCURRENTLY {index};",
+        locks="nothing that readers or writers wait for. The step waits until the transactions of this moment have "
+        "ended.",
+        in_transaction=False,
+    )
