@@ -92,6 +92,7 @@ class GroupCommit(Generic[Item, Answer]):
         self._items = self._bytes = 0
         self._pump_scheduled = False
         self._flushes: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop  # known once there is work; asking for it costs a system call
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -99,7 +100,9 @@ class GroupCommit(Generic[Item, Answer]):
         """Queue the item (of `size` bytes) and wait for its answer. Raises `StoreBusy` when the queue is full."""
         if self._items and (self._items >= self._queue_items or self._bytes + size > self._queue_bytes):
             raise StoreBusy
-        entry: _Entry[Item, Answer] = _Entry(key, item, size, asyncio.get_running_loop().create_future())
+        if not self._items:
+            self._loop = asyncio.get_running_loop()
+        entry: _Entry[Item, Answer] = _Entry(key, item, size, self._loop.create_future())
         self._items += 1
         self._bytes += size
         self._idle.clear()
@@ -121,13 +124,13 @@ class GroupCommit(Generic[Item, Answer]):
         # Not at once, but after the callbacks that are already due: requests that arrived together travel together.
         if not self._pump_scheduled and (self._ready or self._held):
             self._pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         self._pump_scheduled = False
         while self._free_lanes and (batch := self._take_suspect() or self._take_batch()):
             self._free_lanes -= 1
-            task = asyncio.get_running_loop().create_task(self._run(batch))
+            task = self._loop.create_task(self._run(batch))
             self._flushes.add(task)
             task.add_done_callback(self._flushes.discard)
 

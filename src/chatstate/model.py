@@ -77,6 +77,8 @@ class Expect(Struct, frozen=True):
 
     def __and__(self, other: Expect) -> Expect:
         """Both expectations at once."""
+        if other is ANYTHING:
+            return self
         only = self.only if other.only is None else other.only if self.only is None else self.only & other.only
         return Expect(self.absent and other.absent, only, self.unless | other.unless)
 

@@ -245,4 +245,4 @@ def test_whoever_hangs_up_harms_nobody(server: Server) -> None:
 
 def test_a_header_field_cannot_end_its_line() -> None:
     with pytest.raises(ValueError, match="control characters"):
-        Response(headers={"location": "/a\r\nset-cookie: x"}).fields()
+        Response(headers={"location": "/a\r\nset-cookie: x"}).head()

@@ -84,7 +84,7 @@ class ChatState:
             response = await self.respond(_request(scope, receive))
         except ClientGone:
             response = Response(400)  # nobody is there to read it
-        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.fields().items()]
+        fields = [line.split(b": ", 1) for line in response.head().encode("latin-1").splitlines()]
         await send({"type": "http.response.start", "status": response.status, "headers": fields})
         await send({"type": "http.response.body", "body": response.body})
 

@@ -11,6 +11,7 @@ Pages of other loopback origins, such as a development server on port 5173, are 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from chatstate.errors import ForbiddenHost, ForbiddenOrigin
 from chatstate.http.messages import Headers, Request, Response
@@ -24,15 +25,25 @@ _FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]*", re.ASCII)
 def refusal(headers: Headers) -> ForbiddenHost | ForbiddenOrigin | None:
     """Why a request with these headers is refused; None when it is not."""
     hosts = headers.all("host")
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    if len(hosts) != 1 or not _is_host_here(hosts[0]):
         return ForbiddenHost()
     origins = headers.all("origin")
-    if any(not _ORIGIN.fullmatch(origin) for origin in origins):
-        return ForbiddenOrigin()
-    # A page on 127.0.0.1 that calls localhost is cross-site to a browser; its Origin has told that it is from here.
-    if not origins and headers.get("sec-fetch-site", "none").lower() not in ("same-origin", "same-site", "none"):
+    if origins:
+        return None if all(map(_is_page_here, origins)) else ForbiddenOrigin()
+    # Looked at only without an Origin: a page on 127.0.0.1 that calls localhost is cross-site to a browser.
+    if headers.get("sec-fetch-site", "none").lower() not in ("same-origin", "same-site", "none"):
         return ForbiddenOrigin()
     return None
+
+
+@lru_cache(64)
+def _is_host_here(host: str) -> bool:
+    return _HOST.fullmatch(host) is not None
+
+
+@lru_cache(64)
+def _is_page_here(origin: str) -> bool:
+    return _ORIGIN.fullmatch(origin) is not None
 
 
 def preflight(request: Request, methods: str) -> Response | None:
@@ -51,7 +62,6 @@ def preflight(request: Request, methods: str) -> Response | None:
 
 def allow_origin(response: Response, headers: Headers) -> None:
     """Let the page that asked read the answer; `refusal` has found that it is from this machine."""
-    response.headers["vary"] = "origin"  # for caches: the answer to another page would differ
     origin = headers.get("origin")
     if origin:
         response.headers |= {

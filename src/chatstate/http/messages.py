@@ -96,31 +96,37 @@ def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than {limit} bytes. The limit follows from CHATSTATE_MAX_STATE_BYTES.")
 
 
-SAFE_HEADERS = {
-    "cache-control": "no-store",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-}
-"""On every answer: states are private, and no answer is a page that may run or load anything."""
+_ON_EVERY_ANSWER = (
+    "cache-control: no-store\r\n"
+    "x-content-type-options: nosniff\r\n"
+    "referrer-policy: no-referrer\r\n"
+    "vary: origin\r\n"  # for caches: CORS has other headers for another page
+)
+"""States are private."""
+
+NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+"""The Content-Security-Policy of answers that are no page: nothing runs, nothing is loaded."""
 
 BODILESS = (204, 304)
 """Statuses of answers that have neither a body nor its length."""
 
 
 class Response(Struct):
-    """An answer. `headers`, with names in lower case, go before those that every answer has."""
+    """An answer. `headers` are those that not every answer has, with names in lower case."""
 
     status: int = 200
     body: bytes = b""
     media_type: str = "application/json"
     headers: dict[str, str] = {}
+    policy: str = NO_PAGE
 
-    def fields(self) -> dict[str, str]:
-        """All header fields. Raises ValueError for a value with a line end or another control character."""
-        if not all(value.isprintable() for value in self.headers.values()):
-            raise ValueError("a header field must not contain control characters")
-        if self.status in BODILESS:
-            return {**SAFE_HEADERS, **self.headers}
-        own = {"content-type": self.media_type, "content-length": str(len(self.body))}
-        return {**SAFE_HEADERS, **own, **self.headers}
+    def head(self) -> str:
+        """All header fields, each as a line. Raises ValueError for a value with a line end or other controls."""
+        lines = f"{_ON_EVERY_ANSWER}content-security-policy: {self.policy}\r\n"
+        if self.status not in BODILESS:
+            lines += f"content-type: {self.media_type}\r\ncontent-length: {len(self.body)}\r\n"
+        for name, value in self.headers.items():
+            if not value.isprintable():
+                raise ValueError("a header field must not contain control characters")
+            lines += f"{name}: {value}\r\n"
+        return lines

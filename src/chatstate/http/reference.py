@@ -39,4 +39,4 @@ async def openapi(_api: Any, request: Request) -> Response:
 async def docs(_api: Any, request: Request) -> Response:
     """This page."""
     text = _PAGE.replace(escape(DEFAULT_URL), escape(request.base_url))
-    return Response(200, text.encode(), "text/html; charset=utf-8", {"content-security-policy": _POLICY})
+    return Response(200, text.encode(), "text/html; charset=utf-8", policy=_POLICY)

@@ -47,12 +47,9 @@ async def save(api: Api, request: Request) -> Response:
     """Save a state: create the session, or replace its state."""
     body = await read_body(request, SaveBody, api.limits)
     findings = Findings()
-    with findings.of("user_session_id"):
-        user_session_id = read_id(body.user_session_id)
-    with findings.of("chat_state"):
-        chat_state = read_state(body.chat_state, api.limits)
-    with findings.of("last_activity"):
-        last_activity = read_time(body.last_activity)
+    user_session_id = findings.of("user_session_id", read_id, body.user_session_id)
+    chat_state = findings.of("chat_state", read_state, body.chat_state, api.limits)
+    last_activity = findings.of("last_activity", read_time, body.last_activity)
     findings.raise_if_any()
     session = await api.sessions.save(user_session_id, chat_state, last_activity, precondition(request.headers))
     headers = {"etag": etag(session.tag)}
@@ -65,10 +62,11 @@ async def load(api: Api, request: Request) -> Response:
     """Load a state."""
     required, known = if_match(request.headers), if_none_match(request.headers)
     session = await api.sessions.load(path_id(request))
-    headers = {"etag": etag(session.tag)}
-    if not required.allows(session.tag):
-        raise PreconditionFailed(session.tag)
-    if not known.allows(session.tag):
+    tag = session.tag
+    headers = {"etag": etag(tag)}
+    if not required.allows(tag):
+        raise PreconditionFailed(tag)
+    if not known.allows(tag):
         return Response(304, headers=headers)
     return answer(LoadedState(session.chat_state, format_time(session.last_activity)), headers=headers)
 
@@ -78,10 +76,9 @@ async def update(api: Api, request: Request) -> Response:
     user_session_id = path_id(request)
     body = await read_body(request, UpdateBody, api.limits)
     findings = Findings()
-    with findings.of("chat_state"):
-        chat_state = None if body.chat_state is UNSET else read_state(body.chat_state, api.limits)
-    with findings.of("last_activity"):
-        last_activity = read_time(body.last_activity)
+    given = body.chat_state is not UNSET
+    chat_state = findings.of("chat_state", read_state, body.chat_state, api.limits) if given else None
+    last_activity = findings.of("last_activity", read_time, body.last_activity)
     findings.raise_if_any()
     session = await api.sessions.update(user_session_id, chat_state, last_activity, precondition(request.headers))
     return answer(record(session), headers={"etag": etag(session.tag)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import re
 import signal
@@ -238,8 +239,7 @@ def _written(response: Response, fields: list[tuple[bytes, bytes]], body: bool =
     lines = [STATUS_LINE[response.status]]
     for name, value in fields:
         lines += (name, b": ", value, b"\r\n")
-    own = "".join([f"{name}: {value}\r\n" for name, value in response.fields().items()])
-    lines += (own.encode("latin-1"), b"\r\n", response.body if body else b"")
+    lines += (response.head().encode("latin-1"), b"\r\n", response.body if body else b"")
     return b"".join(lines)
 
 
@@ -250,6 +250,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection needs to look at it again, while requests wait
         await self._when_started()
 
     @contextmanager
