@@ -4,10 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ARGS ?=
 
-.PHONY: help serve test lint format lock reference clean
+.PHONY: help serve test lint format bench bench-quick lock reference clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 serve: .venv/serve  ## Serve http://localhost:3000 from ./chatstate.db (ARGS="--port 3001" for more)
 	@exec $(BIN)/chatstate serve $(ARGS)
@@ -23,6 +23,12 @@ lint: .venv/dev  ## Check style and types
 format: .venv/dev  ## Mend the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: .venv/dev  ## Measure chatstate beside its peers and limits, in about 40 minutes (ARGS="--only peers" for less)
+	@exec $(BIN)/python -m bench $(ARGS)
+
+bench-quick: .venv/dev  ## The same against the replaced service and pgbench only, in less than 2 minutes
+	@exec $(BIN)/python -m bench --quick $(ARGS)
 
 lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \

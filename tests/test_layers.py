@@ -75,4 +75,4 @@ def test_functions_are_short(path: Path) -> None:
 def test_the_package_stays_small() -> None:
     """It does one thing. Blank lines do not count."""
     lines = [line for path in FILES for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) < 3400
+    assert len(lines) < 3600

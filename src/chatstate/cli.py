@@ -123,6 +123,8 @@ def migrate(print_only: bool, tune: bool, yes: bool, **flags: Any) -> None:
     `chatstate serve` does the same at its start; this command is for those who want it done at another time, or by
     another user. Running it twice is fine, also while servers are working.
     """
+    if yes and not tune:
+        raise click.UsageError("--yes goes with --tune; nothing else asks.")
     with _mistakes_explained():
         settings = load_settings(flags, _folder())
         store = _store(settings, owner=False)
@@ -141,7 +143,8 @@ def _tune(tuning: PostgresTuning | None, print_only: bool, yes: bool) -> None:
     comment = "-- " if print_only else ""
     click.echo(f"{comment}{table}\n" if steps else f"{comment}Nothing to tune. {table}".rstrip())
     for step in steps:
-        click.echo(f"{comment}{step.gain}\n{comment}Locks {step.locks}\n{step.sql}\n")
+        told = " ".join(f"{step.gain} Locks {step.locks}".splitlines())  # names of indexes may have line ends
+        click.echo(f"{comment}{told}\n{step.sql}\n")
     if tuning is None or not steps or print_only:
         return
     if not yes:

@@ -54,6 +54,9 @@ class _Entry(Generic[Item, Answer]):
 _Lines = dict[Hashable, deque[_Entry[Item, Answer]]]
 """Work that waits, by key, each line in its order."""
 
+_SMALL_BATCH = 16
+"""Up to so many items go together at once: the cost of a flush is spread well enough, and smaller ones are slower."""
+
 _MOST_SUSPECTS = 1000
 """How many held keys are remembered; a key that nobody submits again would stay for ever."""
 
@@ -66,7 +69,9 @@ class GroupCommit(Generic[Item, Answer]):
     flush       takes items with distinct keys; gives an answer for each, in order, which may be an exception for that
                 item alone. If it raises, nothing of the batch was done (or, `OutcomeUnknown`, nobody knows).
     lanes       how many flushes may be in flight at once.
-    batch_items, batch_bytes    the largest batch; a single larger item goes alone.
+    batch_items, batch_bytes    the largest batch; a single larger item goes alone. With several lanes it is smaller
+                while less is waiting: a lane that took everything would leave nothing to do for the others, nor for
+                the process that prepares and answers it.
     queue_items, queue_bytes    the most that may wait or be in flight.
     """
 
@@ -81,7 +86,7 @@ class GroupCommit(Generic[Item, Answer]):
         queue_bytes: int = 128 << 20,
     ) -> None:
         self._flush = flush
-        self._free_lanes = lanes
+        self._lanes = self._free_lanes = lanes
         self._batch_items, self._batch_bytes = batch_items, batch_bytes
         self._queue_items, self._queue_bytes = queue_items, queue_bytes
         self._ready: _Lines[Item, Answer] = {}  # by key, in order of arrival
@@ -143,12 +148,18 @@ class GroupCommit(Generic[Item, Answer]):
     def _take_batch(self) -> list[_Entry[Item, Answer]]:
         batch: list[_Entry[Item, Answer]] = []
         size = 0
-        for key in list(islice(self._ready, self._batch_items)):
+        for key in list(islice(self._ready, self._share())):
             size += self._ready[key][0].size
             if batch and size > self._batch_bytes:
                 break
             batch.append(self._take(self._ready, key))
         return batch
+
+    def _share(self) -> int:
+        """How many of the waiting items the next batch may take: at most half of what would be this lane's part."""
+        if self._lanes == 1:
+            return self._batch_items
+        return min(self._batch_items, max(_SMALL_BATCH, len(self._ready) // (2 * self._lanes)))
 
     def _take(self, lines: _Lines[Item, Answer], key: Hashable) -> _Entry[Item, Answer]:
         self._in_flight[key] = lines.pop(key)

@@ -223,6 +223,76 @@ def test_a_body_that_breaks_off_its_framing_is_refused_once(server: Server) -> N
         assert connection.closed()
 
 
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__"
+
+
+def test_a_client_that_asks_for_http_2_is_served_with_http_1(server: Server) -> None:
+    """As Java's HttpClient and `curl --http2` do, also for saves."""
+    with Connection(server) as connection:
+        for _ in range(3):
+            connection.socket.sendall(request("POST", SESSIONS, save_body("kept"), JSON, H2C))
+            assert connection.answer().status == 200
+        connection.socket.sendall(request("GET", f"{SESSIONS}/kept", b"", H2C))
+        assert connection.answer().json()["chat_state"] == STATE
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_body_of_an_upgrade_is_not_taken_for_a_request(server: Server, at_once: bool) -> None:
+    server.send("POST", SESSIONS, save_body("victim"))
+    smuggled = request("DELETE", f"{SESSIONS}/victim")
+    sent = request("POST", "/healthz", smuggled, H2C)
+    with Connection(server) as connection:
+        connection.socket.sendall(sent if at_once else sent[: -len(smuggled)])
+        if not at_once:
+            server.send("GET", "/healthz")
+            connection.socket.sendall(smuggled)
+        assert connection.answer().status == 405
+        connection.socket.sendall(request("GET", f"{SESSIONS}/victim"))
+        assert connection.answer().status == 200
+
+
+def test_connect_is_refused(server: Server) -> None:
+    assert server.raw(b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n").status == 400
+
+
+def test_a_deep_pipeline_is_no_large_header(server: Server) -> None:
+    asked = request("GET", "/healthz", b"", "X: " + "x" * 2000) * 400
+    with Connection(server) as connection:
+        sender = threading.Thread(target=connection.socket.sendall, args=(asked,))
+        sender.start()
+        assert {connection.answer().status for _ in range(400)} == {200}
+        sender.join()
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize(
+    ("trailer", "fields"),
+    [("If-None-Match: *", [JSON]), ("Content-Type: text/plain", [JSON]), ("Host: evil.test", [JSON])],
+)
+def test_trailers_are_not_headers(server: Server, trailer: str, fields: list[str], in_pieces: bool) -> None:
+    framed = chunked(save_body("kept"))[:-2]
+    sent = request("POST", SESSIONS, framed, *fields, CHUNKED)
+    with Connection(server) as connection:
+        connection.socket.sendall(sent if in_pieces else sent + f"{trailer}\r\n\r\n".encode())
+        if in_pieces:
+            server.send("GET", "/healthz")
+            connection.socket.sendall(f"{trailer}\r\n\r\n".encode())
+        assert connection.answer().status == 200
+
+
+def test_a_trailer_cannot_name_the_host(server: Server) -> None:
+    framed = chunked(save_body("kept"))[:-2] + b"Host: localhost\r\n\r\n"
+    head = f"POST {SESSIONS} HTTP/1.1\r\n{JSON}\r\n{CHUNKED}\r\n\r\n"
+    assert server.raw(head.encode() + framed).status == 403
+
+
+def test_a_preflight_with_a_tab_is_answered(server: Server) -> None:
+    asked = "Access-Control-Request-Headers: content-type,\tif-match"
+    with Connection(server) as connection:
+        connection.socket.sendall(request("OPTIONS", SESSIONS, b"", "Access-Control-Request-Method: PUT", asked))
+        assert connection.answer("OPTIONS").status == 204
+
+
 def test_whoever_does_not_read_gets_everything_in_the_end(server: Server) -> None:
     server.send("POST", SESSIONS, save_body("large", "x" * 500_000))
     with Connection(server) as connection:

@@ -24,7 +24,7 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -383,19 +383,23 @@ class PostgresServer(LocalServer, Postgres):
     is_ours = True
     user = "chatstate"
 
-    def __init__(self, wheel: Wheel) -> None:
+    def __init__(self, wheel: Wheel, settings: Mapping[str, str] | None = None) -> None:
         """Prepare a server without files; use `create`."""
         self.wheel = runnable(wheel)
         super().__init__(wheel.name)
         self.name, self.major, self.has_lz4 = wheel.name, wheel.major, wheel.has_lz4
         self.password = secrets.token_hex(12)
         self.data = self.folder / "data"
+        self._settings = dict(settings or {})
         self._killed = False
 
     @classmethod
-    def create(cls, wheel: Wheel) -> Self:
-        """A new cluster, started; close it, or use it in a `with`. Raises ServerFailed."""
-        server = cls(wheel)
+    def create(cls, wheel: Wheel, settings: Mapping[str, str] | None = None) -> Self:
+        """A new cluster, started; close it, or use it in a `with`. Raises ServerFailed.
+
+        settings  lines of postgresql.conf that win over those that the tests run with
+        """
+        server = cls(wheel, settings)
         try:
             server._initialise()
             server._start_on_any_port()
@@ -456,6 +460,7 @@ class PostgresServer(LocalServer, Postgres):
         password_file.unlink()
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(_CONFIGURATION)
+            configuration.writelines(f"{name} = '{value}'\n" for name, value in self._settings.items())
 
     def _start_on_any_port(self) -> None:
         for _ in range(3):

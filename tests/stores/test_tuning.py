@@ -108,12 +108,13 @@ async def test_each_step_does_what_it_says_and_is_not_offered_again(
         "CREATE INDEX kept ON chat_state_sessions (user_session_id, version)",
         "CREATE INDEX kept ON chat_state_sessions USING hash (user_session_id)",
         "CREATE INDEX kept ON chat_state_sessions (version)",
+        "ALTER TABLE chat_state_sessions ADD CONSTRAINT kept EXCLUDE USING btree (user_session_id WITH =)",
     ],
 )
 async def test_an_index_that_can_do_anything_more_is_kept(index: str, adopted: OldDatabase) -> None:
     await adopted.connection.execute(index)
     dropped = [step.sql for step in (await tuning(adopted.store_url).plan())[1] if "DROP" in step.sql]
-    assert dropped == [f"DROP INDEX CONCURRENTLY public.{DOUBLED};"]
+    assert dropped == [f"DROP INDEX CONCURRENTLY IF EXISTS public.{DOUBLED};"]
 
 
 async def test_a_long_transaction_delays_a_step_and_nobody_else(postgres_url: str) -> None:
@@ -143,6 +144,30 @@ async def test_whoever_does_not_own_the_table_is_told_who_may(role: tuple[str, s
         await tuning(role[1]).carry_out(steps[0])
 
 
+async def test_a_step_that_is_broken_off_says_how_to_go_on(adopted: OldDatabase) -> None:
+    step = (await tuning(adopted.store_url).plan())[1][-1]
+    async with connected(adopted.url) as holder, connected(adopted.url) as watcher:
+        await holder.execute("BEGIN; LOCK TABLE chat_state_sessions IN ROW EXCLUSIVE MODE")
+        change = asyncio.create_task(tuning(adopted.store_url).carry_out(step))
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'DROP INDEX%' AND wait_event_type = 'Lock'"
+        async with asyncio.timeout(20):
+            while (pid := await watcher.fetchval(waiting)) is None:
+                pass
+        await watcher.execute(f"SELECT pg_terminate_backend({pid})")
+        with pytest.raises(StoreUnavailable, match=r"broken off.*migrate --tune"):
+            await change
+        await holder.execute("COMMIT")
+    assert step.sql in [left.sql for left in (await tuning(adopted.store_url).plan())[1]]
+    await tuning(adopted.store_url).carry_out(step)
+    assert step.sql not in [left.sql for left in (await tuning(adopted.store_url).plan())[1]]
+
+
+async def test_a_step_that_somebody_else_has_carried_out_is_done(adopted: OldDatabase) -> None:
+    step = (await tuning(adopted.store_url).plan())[1][-1]
+    await tuning(adopted.store_url).carry_out(step)
+    await tuning(adopted.store_url).carry_out(step)
+
+
 async def test_without_a_table_it_says_how_to_make_one(postgres_url: str) -> None:
     async with opened(postgres_url):
         pass
@@ -157,7 +182,7 @@ async def test_the_command_asks_first(adopted: OldDatabase, tmp_path: Path) -> N
     before = await shape(adopted.connection)
     status, output = await asyncio.to_thread(run, tmp_path, "migrate", "--tune", "--store", adopted.store_url)
     assert status == 1, "nobody was there to say yes"
-    assert f"DROP INDEX CONCURRENTLY public.{DOUBLED};" in output
+    assert f"DROP INDEX CONCURRENTLY IF EXISTS public.{DOUBLED};" in output
     assert "Locks nothing that readers or writers wait for." in output
     assert output.count("done:") == 0
     assert "Traceback" not in output

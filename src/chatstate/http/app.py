@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
+from urllib.parse import unquote
 
 from chatstate.errors import ChatStateError, StoreUnavailable
 from chatstate.http.browsers import allow_origin, preflight, refusal
@@ -76,8 +77,10 @@ class ChatState:
             await self._answer(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
-        else:
+        elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+        else:
+            raise ValueError(f"chatstate does not speak {scope['type']}")
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
         try:
@@ -104,8 +107,9 @@ class ChatState:
 def _request(scope: Message, receive: Receive) -> Request:
     mounted: str = scope.get("root_path", "")
     path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else encode_path(scope["path"])
-    if mounted:
-        path = "/" + "/".join(path.split("/")[mounted.count("/") + 1 :])
+    segments = mounted.count("/") + 1
+    if mounted and unquote("/".join(path.split("/")[:segments])) == mounted:  # some proxies have taken it off already
+        path = "/" + "/".join(path.split("/")[segments:])
     headers = Headers(scope["headers"])
     return Request(
         scope["method"], path, headers, _chunks(receive), mount=encode_path(mounted), scheme=scope.get("scheme", "http")

@@ -19,7 +19,7 @@ from chatstate.http.messages import Headers, Request, Response
 _LOOPBACK = r"(?:localhost|[a-z0-9-]+\.localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?"
 _HOST = re.compile(_LOOPBACK, re.IGNORECASE)
 _ORIGIN = re.compile(rf"https?://{_LOOPBACK}", re.IGNORECASE)
-_FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, \t-]*", re.ASCII)
+_FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]*", re.ASCII)
 
 
 def refusal(headers: Headers) -> ForbiddenHost | ForbiddenOrigin | None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -137,15 +138,44 @@ class HttpProtocol(HttpToolsProtocol):
     app: ChatState
     _ending = False
     _in_headers = False
+    _completed = False  # whether a request has ended in the data that is being parsed
     _header_bytes = 0
     _body: list[bytes] | None = None
     """The pieces of a body that may yet be complete with the data that is being parsed; None on uvicorn's way."""
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._completed = False
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            return self.send_400_response("Invalid HTTP request received.")
+        self._after_data(data)
+        return None
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the request again as the one of HTTP/1.1 that it also is (RFC 9110, section 7.8).
+
+        Java's HttpClient asks for HTTP/2 in this way. The parser takes what follows such a head for another protocol,
+        which ours does not become: it would be a save without its body, and a body that is taken for a request.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            return self.send_400_response("This is no proxy.")
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [name + b": " + value for name, value in self.headers if name not in (b"connection", b"upgrade")]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            lines.append(b"connection: close")
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"", rest]))
+        return None
+
+    def _after_data(self, data: bytes) -> None:
         if self._body is not None and not self.transport.is_closing():
             self._go_the_long_way()
-        self._header_bytes = self._header_bytes + len(data) if self._in_headers else 0
+        self._header_bytes = self._header_bytes + len(data) if self._in_headers and not self._completed else 0
         if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
             answer = problem_response("headers_too_large", f"Send at most {HEADER_BYTES} bytes of headers.")
             self.transport.write(_written(answer, [(b"connection", b"close")]))
@@ -155,10 +185,15 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:  # what comes behind the body, in chunked ones, is not asked for (RFC 9110, section 6.5.1)
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_headers = False
-        direct = self._idle and not self.expect_100_continue and not self.parser.should_upgrade()
-        if direct and _PLAIN_PATH.fullmatch(self.url):
+        if self.parser.should_upgrade():
+            return
+        if self._idle and not self.expect_100_continue and _PLAIN_PATH.fullmatch(self.url):
             self._body = []
         else:
             self._start_cycle()
@@ -181,8 +216,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        self._completed = True
+        if self.parser.should_upgrade():
+            return
         if self._body is None:
-            return super().on_message_complete()
+            super().on_message_complete()
+            return
         body, self._body = b"".join(self._body), None
         method = self.parser.get_method().decode("ascii")
         request = Request(method, self.url.decode("ascii"), Headers(self.headers), body)
@@ -191,14 +230,13 @@ class HttpProtocol(HttpToolsProtocol):
         task = self.loop.create_task(self._answer(request, exchange))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-        return None
 
     async def _answer(self, request: Request, exchange: _Exchange) -> None:
         try:
             response = await self.app.respond(request)
             if self.flow.write_paused and not exchange.disconnected:
                 await self.flow.drain()  # the client does not read what it was sent before
-            if not exchange.disconnected:
+            if not exchange.disconnected and not self.transport.is_closing():
                 self._write(response, exchange)
         finally:
             if not exchange.response_complete:  # whatever went wrong, nobody shall wait for ever

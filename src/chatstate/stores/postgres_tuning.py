@@ -12,10 +12,11 @@ from typing import Any
 import asyncpg
 from msgspec import Struct
 
-from chatstate.errors import SessionLocked, StoreUnavailable
+from chatstate.errors import SessionLocked, StoreError, StoreUnavailable
 from chatstate.stores.postgres_connection import (
     LOCK_MILLISECONDS,
     Facts,
+    PrivilegeMissing,
     ask_facts,
     connection_options,
     parse_url,
@@ -42,12 +43,12 @@ SELECT reltuples::bigint, pg_total_relation_size(oid), pg_indexes_size(oid) FROM
 """
 
 _COMPRESSION = """
-SELECT attcompression::text FROM pg_attribute
-WHERE attrelid = to_regclass($1) AND attname = 'chat_state' AND EXISTS (
-    SELECT FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
-)
+SELECT coalesce(nullif(to_jsonb(a) ->> 'attcompression', ''), left(s.setting, 1))
+FROM pg_attribute a, pg_settings s
+WHERE a.attrelid = to_regclass($1) AND a.attname = 'chat_state'
+    AND s.name = 'default_toast_compression' AND 'lz4' = ANY (s.enumvals)
 """
-"""No row where the server cannot compress with lz4."""
+"""`l` or `p`; no row where the server cannot compress with lz4. By JSON, because PostgreSQL 13 has no such column."""
 
 _DOUBLED = """
 SELECT DISTINCT ON (i.indexrelid)
@@ -61,7 +62,7 @@ JOIN pg_class k ON k.oid = u.indexrelid AND k.relam = c.relam
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE i.indrelid = to_regclass($1) AND u.indisunique AND u.indisvalid AND NOT i.indisunique
     AND i.indpred IS NULL AND u.indpred IS NULL AND i.indexprs IS NULL AND u.indexprs IS NULL
-    AND NOT i.indisreplident AND NOT i.indisclustered
+    AND NOT i.indisexclusion AND NOT i.indisreplident AND NOT i.indisclustered
 ORDER BY i.indexrelid, 2
 """
 """Indexes that hold just what a unique one holds already."""
@@ -87,7 +88,7 @@ class PostgresTuning:
         return _described(table, *size), steps + [_drop(*index) for index in doubled]
 
     async def carry_out(self, step: TuningStep) -> None:
-        """Carry out one step. Raises `StoreUnavailable` when it cannot be: nothing was changed then."""
+        """Carry out one step. Raises `StoreUnavailable` when that failed; the next `plan` shows what is left to do."""
         async with self._connected() as (connection, _):
             for _ in range(_LOCK_TRIES):
                 with suppress(SessionLocked):
@@ -111,24 +112,32 @@ class PostgresTuning:
 
 
 async def _execute(connection: Any, step: TuningStep) -> None:
-    with translated(in_doubt=True), _owners_only():
+    with _failure_explained():
         if step.in_transaction:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_MILLISECONDS}ms'")
                 await connection.execute(step.sql)
         else:
-            await connection.execute("SET lock_timeout = 0")  # it waits without keeping anybody else waiting
+            # It waits without keeping anybody else waiting.
+            await connection.execute("SET lock_timeout = 0; SET statement_timeout = 0")
             await connection.execute(step.sql)
 
 
 @contextmanager
-def _owners_only() -> Iterator[None]:
+def _failure_explained() -> Iterator[None]:
     try:
-        yield
-    except asyncpg.InsufficientPrivilegeError as error:
+        with translated(in_doubt=True):
+            yield
+    except SessionLocked:
+        raise
+    except PrivilegeMissing as error:
         raise StoreUnavailable(
-            f"Only its owner may change the table ({error}). Let the owner run the SQL that "
+            f"Only its owner may change the table ({error.__cause__}). Let the owner run the SQL that "
             "`chatstate migrate --tune --print` prints."
+        ) from error
+    except StoreError as error:
+        raise StoreUnavailable(
+            f"The step was broken off ({error.__cause__}). See what is left to do, and do it: chatstate migrate --tune"
         ) from error
 
 
@@ -154,7 +163,7 @@ def _compress(table: str) -> TuningStep:
 def _drop(index: str, unique: str, size: int) -> TuningStep:
     return TuningStep(
         gain=f"The index repeats the unique one, {unique}: every save keeps both up to date ({_megabytes(size)}).",
-        sql=f"DROP INDEX CONCURRENTLY {index};",
+        sql=f"DROP INDEX CONCURRENTLY IF EXISTS {index};",
         locks="nothing that readers or writers wait for. The step waits until the transactions of this moment have "
         "ended.",
         in_transaction=False,

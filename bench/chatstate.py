@@ -1,0 +1,144 @@
+"""chatstate itself, with its default settings, on each of its stores and on none.
+
+"HTTP alone" is chatstate's HTTP layer before a store that keeps everything in memory: what is left is the cost of HTTP,
+and no server of this design can be quicker. That store is part of the bench and never shipped.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.systems import Running, System, launched
+from chatstate import create_app
+from chatstate.http.server import bind, run
+from chatstate.model import Conflict, Deleted, Save, Session, Write
+from chatstate.stores.base import Outcome, Store, StoreStatus
+from tests.servers.ports import LOOPBACK, free_port
+
+ROOT = Path(__file__).parents[1]
+
+
+class ChatStateOnSQLite(System):
+    """`chatstate serve` on a file."""
+
+    name = "chatstate, SQLite"
+
+    @contextmanager
+    def running(self, folder: Path, database_url: str | None) -> Iterator[Running]:
+        """See `System.running`."""
+        with _serving(folder, sqlite_url(folder)) as server:
+            yield server
+
+
+class ChatStateOnPostgres(System):
+    """`chatstate serve` on a PostgreSQL database."""
+
+    name = "chatstate, PostgreSQL"
+    needs_postgres = True
+
+    @contextmanager
+    def running(self, folder: Path, database_url: str | None) -> Iterator[Running]:
+        """See `System.running`."""
+        assert database_url is not None
+        with _serving(folder, database_url) as server:
+            yield server
+
+
+class HttpAlone(System):
+    """chatstate's HTTP layer without a store."""
+
+    name = "HTTP alone, no store"
+
+    @contextmanager
+    def running(self, folder: Path, database_url: str | None) -> Iterator[Running]:
+        """See `System.running`."""
+        port = free_port()
+        command = [sys.executable, "-m", "bench.chatstate", str(port)]
+        environment = {"PYTHONPATH": str(ROOT)}
+        with launched(command, folder=folder, port=port, environment=environment, ready_path="/healthz") as server:
+            yield server
+
+
+def sqlite_url(folder: Path) -> str:
+    """The store of a `ChatStateOnSQLite` that runs in the folder."""
+    return f"sqlite:///{folder}/chatstate.db"
+
+
+@contextmanager
+def _serving(folder: Path, store_url: str) -> Iterator[Running]:
+    port = free_port()
+    command = [sys.executable, "-m", "chatstate", "serve", "--store", store_url, "--port", str(port)]
+    with launched(command, folder=folder, port=port, environment={}, ready_path="/healthz") as server:
+        yield server
+
+
+class MemoryStore(Store):
+    """Keeps sessions until it ends, and looks at no condition of a write: the load generator sends none."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+
+    async def open(self) -> None:
+        """See `Store.open`."""
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+
+    async def migrate(self) -> list[str]:
+        """See `Store.migrate`."""
+        return []
+
+    def migration_sql(self) -> str:
+        """See `Store.migration_sql`."""
+        return ""
+
+    async def status(self) -> StoreStatus:
+        """See `Store.status`."""
+        return StoreStatus(store="memory, for the bench", durability="None.")
+
+    async def load(self, ids: Sequence[str]) -> Mapping[str, Session]:
+        """See `Store.load`."""
+        return {name: session for name in ids if (session := self._sessions.get(name))}
+
+    async def commit(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """See `Store.commit`."""
+        return [
+            self._save(write) if isinstance(write, Save) else self._delete(write.user_session_id) for write in writes
+        ]
+
+    def _save(self, write: Save) -> Session:
+        old = self._sessions.get(write.user_session_id)
+        assert write.chat_state is not None
+        session = Session(
+            session_id=old.session_id if old else write.new_session_id,
+            user_session_id=write.user_session_id,
+            chat_state=write.chat_state,
+            last_activity=write.last_activity,
+            created_at=old.created_at if old else write.now,
+            updated_at=write.now,
+            version=old.version + 1 if old else 1,
+        )
+        self._sessions[write.user_session_id] = session
+        return session
+
+    def _delete(self, user_session_id: str) -> Outcome:
+        old = self._sessions.pop(user_session_id, None)
+        return Deleted(old.tag) if old else Conflict(None)
+
+
+async def _ignore() -> None:
+    """Nobody has to be told that it listens."""
+
+
+def main() -> None:
+    """`python -m bench.chatstate PORT`: serve without a store."""
+    sockets: list[socket.socket] = bind((LOOPBACK,), int(sys.argv[1]))
+    run(create_app(MemoryStore()), sockets, _ignore)
+
+
+if __name__ == "__main__":
+    main()

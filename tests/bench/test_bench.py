@@ -1,0 +1,157 @@
+"""The bench as a whole, in small: does it run, and does it say what it did not run?"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import psutil
+import pytest
+from msgspec import json as typed_json
+
+from bench import peers
+from bench.__main__ import main
+from bench.limits import script
+from bench.load import Latency
+from bench.measure import ordered
+from bench.report import WIDTH, report
+from bench.results import OPEN, STANDARD, Figures, Results, Spread, ratio
+from bench.systems import NotRun, Running, System
+from chatstate.stores import sql
+
+TINY = ["--rounds", "1", "--seconds", "0.2", "--sessions", "20", "--connections", "4", "--state-bytes", "200"]
+
+
+class Missing(System):
+    """A peer whose tool is not installed."""
+
+    name = "Peer without its tool"
+
+    def prepare(self) -> None:
+        raise NotRun("there is no `node` on this machine")
+
+    def running(self, folder: Path, database_url: str | None) -> AbstractContextManager[Running]:
+        raise AssertionError("not prepared, but run")
+
+
+@pytest.fixture
+def missing_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one peer there is."""
+    monkeypatch.setattr(peers, "REPLACED", [Missing()])
+    monkeypatch.setattr(peers, "OTHERS", [])
+
+
+@pytest.mark.usefixtures("missing_peer")
+def test_a_tiny_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results.json"
+    arguments = ["--only", "peers", "--systems", "SQLite", "Peer", "--output", str(output), *TINY]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert set(json.loads(output.read_bytes())) == set(Results.__struct_fields__)
+    assert [(failure.system, failure.reason) for failure in results.not_run] == [
+        ("Peer without its tool", "there is no `node` on this machine")
+    ]
+    assert "Peer without its tool: there is no `node`" in text
+    assert {row.system for row in results.rows} == {"chatstate, SQLite"}
+    cases = [(STANDARD, "save"), (STANDARD, "load"), (STANDARD, "half"), (OPEN, "save"), (OPEN, "load")]
+    assert sorted((row.case, row.mix) for row in results.rows) == sorted(cases)
+    assert not results.failed
+    for row in results.rows:
+        (figures,) = row.rounds
+        assert (figures.round, figures.errors) == (0, 0)
+        assert figures.requests > 0
+        assert figures.memory_mb is not None
+        assert figures.server_cpu_us is not None
+    assert not [child for child in psutil.Process().children(recursive=True) if "chatstate" in child.cmdline()]
+
+
+def test_a_tiny_bench_beside_pgbench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results.json"
+    assert main(["--quick", "--only", "limits", "--systems", "PostgreSQL", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert not results.failed
+    row = results.find(STANDARD, "pgbench, 64 clients", "save")
+    assert row is not None
+    assert row.rounds[0].requests > 0
+    assert row.rounds[0].errors == 0
+    assert row.rounds[0].database_cpu_us is not None
+    assert "to pgbench, 64 clients" in capsys.readouterr().out
+
+
+def test_an_interrupt_leaves_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.__main__.perform", interrupted)
+    assert main(["--output", str(tmp_path / "results.json")]) == 130
+    assert json.loads((tmp_path / "results.json").read_bytes())["rows"] == []
+
+
+# --- Figures and text -------------------------------------------------------------------------------------------------
+
+
+def figures(number: int, rate: float, p99: float = 1.0, errors: int = 0) -> Figures:
+    latency = Latency(10, p99 / 2, p99 / 2, p99, p99, p99)
+    example = "HTTP/1.1 500" if errors else ""
+    return Figures(round=number, rate=rate, requests=10, errors=errors, example=example, saves=latency)
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    results = Results(date="2026-01-01T00:00:00Z")
+    for number, (high, low) in enumerate([(10, 1), (200, 100), (3000, 1000)]):
+        results.add("comparison", STANDARD, "chatstate, SQLite", "save", figures(number, high))
+        results.add("comparison", STANDARD, "Peer", "save", figures(number, low))
+    ours, theirs = (results.find(STANDARD, name, "save") for name in ("chatstate, SQLite", "Peer"))
+    assert ratio(ours, theirs, "rate") == 3  # of 10, 2 and 3; the ratio of the medians would be 2
+    results.add("comparison", STANDARD, "Peer", "save", figures(3, 1.0, errors=1))
+    results.add("comparison", STANDARD, "chatstate, SQLite", "save", figures(3, 1000.0))
+    assert ratio(ours, theirs, "rate") == 3
+    assert ratio(ours, None, "rate") is None
+    results.summarise()
+    assert [(found.theirs, found.measure, found.median) for found in results.ratios] == [
+        ("Peer", "rate", 3),
+        ("Peer", "p99", 1),
+    ]
+    (first, _) = results.summary
+    assert (first.system, first.errors, first.values["rate"]) == ("chatstate, SQLite", 0, Spread(600, 10, 3000))
+
+
+def test_the_report_puts_ratios_first_and_flags_errors() -> None:
+    results = Results(date="2026-01-01T00:00:00Z")
+    results.add("comparison", STANDARD, "chatstate, PostgreSQL", "save", figures(0, 8000, p99=10))
+    results.add("comparison", STANDARD, "Replaced", "save", figures(0, 1000, p99=200))
+    results.add("comparison", STANDARD, "Broken", "save", figures(0, 10, errors=3))
+    results.fact("peers", "start, Replaced", "s", 1.25)
+    lines = report(results).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    titles = [line for line in lines if line and not line.startswith(" ")]
+    assert titles[1] == "Ratios of chatstate, PostgreSQL"
+    assert any(line.split() == ["to", "Replaced", "×8", "1/20.0"] for line in lines)
+    assert any(line.split()[:2] == ["Broken", "10!"] for line in lines)
+    assert any("Broken, standard, save: 3, such as 'HTTP/1.1 500'" in line for line in lines)
+
+
+def test_every_round_has_another_order() -> None:
+    class Named:
+        mixes = ("save",)
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    cast = [Named("a"), Named("b"), Named("c")]
+    orders = ["".join(who.name for who in ordered(cast, number)) for number in range(3)]  # type: ignore[arg-type]
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+    assert len(set(orders)) == 3
+
+
+def test_pgbench_runs_the_upsert_of_chatstate() -> None:
+    upsert = sql.statement("postgres", "upsert")
+    text = script(upsert, '{"turn":', batch=2, sessions=100)
+    *settings, statement = text.strip().splitlines()
+    assert settings[:2] == ["\\set n0 random(0, 49)", "\\set n1 random(50, 99)"]
+    assert "$" not in statement
+    assert statement.index(":n0") < statement.index(":n1")
+    kept = upsert[upsert.index("ON CONFLICT") :]
+    assert statement.endswith(" ".join(kept.split()) + ";")
