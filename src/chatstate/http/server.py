@@ -182,7 +182,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._in_headers = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -199,6 +199,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_cycle()
 
     def _start_cycle(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # only now, because it makes the scope that only ASGI needs
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers
         super().on_headers_complete()
         if self._ending and self.cycle:
             self.cycle.keep_alive = False
