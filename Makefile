@@ -35,12 +35,15 @@ lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with has
 		pyproject.toml --group build --output-file requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
 		pyproject.toml --group build --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
+		bench/peers/requirements.in --output-file bench/peers/requirements.txt
 
 reference: .venv/dev  ## Make /openapi.json and /docs anew after a change of the routes
 	$(BIN)/python -m tools.reference
 
 clean:  ## Remove what was installed
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf bench/peers/.venv $(addprefix bench/peers/nestjs_prisma/,node_modules dist src/generated)
 
 .venv/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -43,11 +43,16 @@ _TABLE = "ALTER TABLE chat_state_sessions"
 _ACTIVITY = "idx_chat_state_sessions_last_activity"
 
 VARIANTS = (
-    Variant("as migrated: lz4, no doubled index"),
-    Variant("pglz", (f"{_TABLE} ALTER COLUMN chat_state SET COMPRESSION pglz",)),
+    Variant("as migrated"),
+    Variant("without toast_tuple_target 2900", (f"{_TABLE} RESET (toast_tuple_target)",)),
     Variant(
-        "as the seed has it: pglz, doubled index",
+        "the same with pglz",
+        (f"{_TABLE} RESET (toast_tuple_target)", f"{_TABLE} ALTER COLUMN chat_state SET COMPRESSION pglz"),
+    ),
+    Variant(
+        "the same with the index doubled: the seed",
         (
+            f"{_TABLE} RESET (toast_tuple_target)",
             f"{_TABLE} ALTER COLUMN chat_state SET COMPRESSION pglz",
             "CREATE INDEX doubled ON chat_state_sessions (user_session_id)",
         ),

@@ -35,6 +35,7 @@ COMPRESSION = (
     "SELECT attcompression::text FROM pg_attribute "
     "WHERE attrelid = 'chat_state_sessions'::regclass AND attname = 'chat_state'"
 )
+OPTIONS = "SELECT reloptions FROM pg_class WHERE oid = 'chat_state_sessions'::regclass"
 DOUBLED = "idx_chat_state_sessions_user_session_id"
 
 
@@ -53,6 +54,7 @@ async def adopted(postgres_url: str) -> AsyncIterator[OldDatabase]:
 async def test_a_table_that_we_made_is_born_tuned(postgres: Postgres, postgres_url: str) -> None:
     async with migrated(postgres_url), connected(postgres_url) as connection:
         assert (await connection.fetchval(COMPRESSION) == "l") == postgres.has_lz4
+        assert await connection.fetchval(OPTIONS) == (["toast_tuple_target=2900"] if postgres.has_lz4 else None)
     _, steps = await tuning(postgres_url).plan()
     assert steps == []
 
@@ -70,7 +72,7 @@ async def test_the_plan_changes_nothing(postgres: Postgres, adopted: OldDatabase
     before = await shape(adopted.connection)
     table, steps = await tuning(adopted.store_url).plan()
     assert '"public".chat_state_sessions' in table
-    assert [step.sql.split()[0] for step in steps] == ["ALTER"] * postgres.has_lz4 + ["DROP"]
+    assert [step.sql.split()[0] for step in steps] == ["ALTER"] * 2 * postgres.has_lz4 + ["DROP"]
     assert all(step.gain and step.locks for step in steps)
     assert await shape(adopted.connection) == before
     assert await adopted.connection.fetchval(COMPRESSION) != "l"
@@ -115,6 +117,11 @@ async def test_an_index_that_can_do_anything_more_is_kept(index: str, adopted: O
     await adopted.connection.execute(index)
     dropped = [step.sql for step in (await tuning(adopted.store_url).plan())[1] if "DROP" in step.sql]
     assert dropped == [f"DROP INDEX CONCURRENTLY IF EXISTS public.{DOUBLED};"]
+
+
+async def test_a_size_that_the_owner_has_set_is_kept(adopted: OldDatabase) -> None:
+    await adopted.connection.execute("ALTER TABLE chat_state_sessions SET (toast_tuple_target = 500)")
+    assert not any("toast" in step.sql for step in (await tuning(adopted.store_url).plan())[1])
 
 
 async def test_a_long_transaction_delays_a_step_and_nobody_else(postgres_url: str) -> None:
@@ -193,7 +200,7 @@ async def test_the_command_tunes(postgres: Postgres, adopted: OldDatabase, tmp_p
     command = ("migrate", "--tune", "--yes", "--store", adopted.store_url)
     status, output = await asyncio.to_thread(run, tmp_path, *command)
     assert status == 0, output
-    assert output.count("done:") == 1 + postgres.has_lz4
+    assert output.count("done:") == 1 + 2 * postgres.has_lz4
     assert DOUBLED not in dict((await shape(adopted.connection)).indexes)
     status, output = await asyncio.to_thread(run, tmp_path, *command)
     assert status == 0, output

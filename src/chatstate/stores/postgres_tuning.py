@@ -42,13 +42,16 @@ _SIZE = """
 SELECT reltuples::bigint, pg_total_relation_size(oid), pg_indexes_size(oid) FROM pg_class WHERE oid = to_regclass($1)
 """
 
-_COMPRESSION = """
-SELECT coalesce(nullif(to_jsonb(a) ->> 'attcompression', ''), left(s.setting, 1))
-FROM pg_attribute a, pg_settings s
+_STORAGE = """
+SELECT coalesce(nullif(to_jsonb(a) ->> 'attcompression', ''), left(s.setting, 1)) <> 'l',
+    coalesce(c.reloptions::text, '') NOT LIKE '%toast_tuple_target=%'
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid, pg_settings s
 WHERE a.attrelid = to_regclass($1) AND a.attname = 'chat_state'
     AND s.name = 'default_toast_compression' AND 'lz4' = ANY (s.enumvals)
 """
-"""`l` or `p`; no row where the server cannot compress with lz4. By JSON, because PostgreSQL 13 has no such column."""
+"""Whether another compression than lz4 is in use, and whether nobody has set the size that rows may have.
+
+No row where the server cannot compress with lz4. By JSON, because PostgreSQL 13 has no such column."""
 
 _DOUBLED = """
 SELECT DISTINCT ON (i.indexrelid)
@@ -80,11 +83,12 @@ class PostgresTuning:
             table = Schema(facts.schema).table
             with translated(in_doubt=False):
                 size = await connection.fetchrow(_SIZE, table)
-                compression = await connection.fetchval(_COMPRESSION, table)
+                storage = await connection.fetchrow(_STORAGE, table)
                 doubled = await connection.fetch(_DOUBLED, table)
         if size is None:
             raise StoreUnavailable("The database has no tables for chatstate yet. Make them with: chatstate migrate")
-        steps = [_compress(table)] if compression not in (None, "l") else []
+        lacks_compression, lacks_target = storage or (False, False)
+        steps = [_compress(table)] * lacks_compression + [_keep_whole(table)] * lacks_target
         return _described(table, *size), steps + [_drop(*index) for index in doubled]
 
     async def carry_out(self, step: TuningStep) -> None:
@@ -157,6 +161,15 @@ def _compress(table: str) -> TuningStep:
         sql=f"ALTER TABLE {table} ALTER COLUMN chat_state SET COMPRESSION lz4;",
         locks="the whole table, for an instant: no row is read or written. While a transaction uses the table, the "
         f"step waits {LOCK_MILLISECONDS // 1000} s for it, then lets everybody pass, and tries again.",
+    )
+
+
+def _keep_whole(table: str) -> TuningStep:
+    return TuningStep(
+        gain="States that lz4 makes smaller than 2,900 bytes, as most of 4 KB are, stay in their rows: saving and "
+        "loading them takes PostgreSQL a third less CPU.",
+        sql=f"ALTER TABLE {table} SET (toast_tuple_target = 2900);",
+        locks="nothing that readers or writers wait for, for an instant.",
     )
 
 
