@@ -143,8 +143,10 @@ def _tune(tuning: PostgresTuning | None, print_only: bool, yes: bool) -> None:
     comment = "-- " if print_only else ""
     click.echo(f"{comment}{table}\n" if steps else f"{comment}Nothing to tune. {table}".rstrip())
     for step in steps:
-        told = " ".join(f"{step.gain} Locks {step.locks}".splitlines())  # names of indexes may have line ends
-        click.echo(f"{comment}{told}\n{step.sql}\n")
+        for text in (step.gain, f"Locks {step.locks}"):
+            words = " ".join(text.split())  # the names of indexes may have line ends
+            click.echo(click.wrap_text(words, 100, initial_indent=comment, subsequent_indent=comment))
+        click.echo(f"{step.sql}\n")
     if tuning is None or not steps or print_only:
         return
     if not yes:

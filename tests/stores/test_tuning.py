@@ -216,6 +216,14 @@ async def test_the_printed_sql_tunes(adopted: OldDatabase, tmp_path: Path) -> No
     assert (await tuning(adopted.store_url).plan())[1] == []
 
 
+async def test_a_name_cannot_leave_its_comment(adopted: OldDatabase, tmp_path: Path) -> None:
+    name = '"u\nDROP TABLE chat_state_sessions;--"'
+    await adopted.connection.execute(f"ALTER INDEX chat_state_sessions_user_session_id_key RENAME TO {name}")
+    command = ("migrate", "--tune", "--print", "--store", adopted.store_url)
+    _, script = await asyncio.to_thread(run, tmp_path, *command)
+    assert [line for line in script.splitlines() if "DROP TABLE" in line and not line.startswith("-- ")] == []
+
+
 async def test_an_empty_database_gets_its_tables_first(postgres_url: str, tmp_path: Path) -> None:
     status, output = await asyncio.to_thread(run, tmp_path, "migrate", "--tune", "--store", postgres_url)
     assert status == 0, output
