@@ -184,6 +184,15 @@ def test_a_page_may_read_errors(server: Server, new_id: str, origin: str) -> Non
     assert errors[4].headers["etag"]
 
 
+def test_a_page_may_read_a_defect_of_the_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(server.app._sessions, "load", broken)
+    error = Browser(server, LOCAL_ORIGINS[0]).fetch("GET", f"{SESSIONS}/any")
+    assert (error.status, error.json()["code"]) == (500, "internal_error")
+
+
 def test_an_answer_depends_on_the_origin_for_caches_too(server: Server) -> None:
     for headers in ({}, {"Origin": LOCAL_ORIGINS[0]}):
         assert "origin" in _listed(server.send("GET", "/healthz", None, headers), "vary")

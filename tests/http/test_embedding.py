@@ -111,6 +111,20 @@ def test_in_starlette(serve: Serve, prefix: str) -> None:
         assert server.send("GET", location).json()["chat_state"] == "state of a/b"
 
 
+@pytest.mark.parametrize("path", ["/bot", "/api/bot"])
+def test_behind_a_proxy_that_may_have_taken_its_prefix_off(serve: Serve, path: str) -> None:
+    chatstate = create_app(create_store("sqlite:///chatstate.db"))
+    app = FastAPI(lifespan=chatstate.lifespan)
+    app.mount("/bot", chatstate)
+
+    async def told_of_the_prefix(scope: Any, receive: Any, send: Any) -> None:  # as servers do with --root-path
+        await app({**scope, "root_path": "/api"} if scope["type"] == "http" else scope, receive, send)
+
+    with serve(told_of_the_prefix) as server:
+        assert save(server, path, "a/b") == f"/api/bot{SESSIONS}/a%2Fb"
+        assert server.send("GET", f"{path}{SESSIONS}/a%2Fb").json()["chat_state"] == "state of a/b"
+
+
 def test_with_a_lifespan_around_it(serve: Serve) -> None:
     chatstate = create_app(create_store("sqlite:///chatstate.db"))
     ended = []

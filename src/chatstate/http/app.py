@@ -107,13 +107,20 @@ class ChatState:
 def _request(scope: Message, receive: Receive) -> Request:
     mounted: str = scope.get("root_path", "")
     path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else encode_path(scope["path"])
-    segments = mounted.count("/") + 1
-    if mounted and unquote("/".join(path.split("/")[:segments])) == mounted:  # some proxies have taken it off already
-        path = "/" + "/".join(path.split("/")[segments:])
+    path = _below(mounted, path)
     headers = Headers(scope["headers"])
     return Request(
         scope["method"], path, headers, _chunks(receive), mount=encode_path(mounted), scheme=scope.get("scheme", "http")
     )
+
+
+def _below(mounted: str, path: str) -> str:
+    """The raw path without the place of the mount, or without the end of it: proxies may have taken off the rest."""
+    names, segments = mounted.split("/")[1:], path.split("/")[1:]
+    for number in range(len(names), 0, -1):
+        if unquote("/".join(segments[:number])) == "/".join(names[-number:]):
+            return "/" + "/".join(segments[number:])
+    return path
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
