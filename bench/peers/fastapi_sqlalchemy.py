@@ -18,21 +18,9 @@ import asyncpg
 from bench.peers import environment
 from bench.systems import Running, System, launched
 from tests.servers.ports import free_port
+from tests.stores.old_tables import SEED_SQL
 
 APP = environment.FOLDER / "fastapi_app.py"
-
-SEED_TABLE = """
-CREATE TABLE IF NOT EXISTS chat_state_sessions (
-    session_id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
-    user_session_id VARCHAR(255) UNIQUE NOT NULL,
-    chat_state TEXT NOT NULL,
-    last_activity TIMESTAMPTZ NOT NULL DEFAULT NOW(),
-    created_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
-    updated_at TIMESTAMPTZ NOT NULL DEFAULT NOW()
-);
-CREATE INDEX IF NOT EXISTS idx_chat_state_sessions_user_session_id ON chat_state_sessions(user_session_id);
-CREATE INDEX IF NOT EXISTS idx_chat_state_sessions_last_activity ON chat_state_sessions(last_activity);
-"""
 
 
 class FastApiSqlAlchemy(System):
@@ -64,7 +52,7 @@ class FastApiSqlAlchemy(System):
 def create_seed_table(database_url: str) -> None:
     """Create the table as the service that chatstate replaces has it; raises asyncpg's errors or OSError."""
     with ThreadPoolExecutor(1) as executor:  # a thread of its own, because the caller may be inside an event loop
-        executor.submit(asyncio.run, _execute(database_url, SEED_TABLE)).result()
+        executor.submit(asyncio.run, _execute(database_url, SEED_SQL)).result()
 
 
 async def _execute(database_url: str, statements: str) -> None:

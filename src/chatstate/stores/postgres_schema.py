@@ -16,7 +16,7 @@ TABLE = "chat_state_sessions"
 
 _LOCK_NUMBER = 0x63686174737461  # "chatsta": the advisory lock under which tables are changed
 
-_LOCK_TRIES = 15
+LOCK_TRIES = 15
 """How often a migration waits `LOCK_MILLISECONDS` for a table in use; others never queue behind it for longer."""
 
 _FIRST, _LAST = "'0001-01-01Z'", "'9999-12-31 23:59:59.999999Z'"
@@ -143,7 +143,7 @@ async def _problems_of_uniqueness(connection: Any, table: str) -> list[str]:
 
 async def migrate(connection: Any, schema: str) -> list[str]:
     """Apply what is missing, all of it or nothing, and return the names of the steps."""
-    for _ in range(_LOCK_TRIES):
+    for _ in range(LOCK_TRIES):
         with suppress(SessionLocked):
             return await _migrate(connection, schema)
     raise SchemaMismatch(

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from chatstate.errors import SessionLocked, StoreError, StoreUnavailable
 from chatstate.stores.postgres_connection import (
+    CONNECT_SECONDS,
     LOCK_MILLISECONDS,
     Facts,
     PrivilegeMissing,
@@ -24,9 +25,7 @@ from chatstate.stores.postgres_connection import (
     translated,
     unreachable_explained,
 )
-from chatstate.stores.postgres_schema import Schema
-
-_LOCK_TRIES = 15
+from chatstate.stores.postgres_schema import LOCK_TRIES, Schema
 
 
 class TuningStep(Struct, frozen=True):
@@ -94,7 +93,7 @@ class PostgresTuning:
     async def carry_out(self, step: TuningStep) -> None:
         """Carry out one step. Raises `StoreUnavailable` when that failed; the next `plan` shows what is left to do."""
         async with self._connected() as (connection, _):
-            for _ in range(_LOCK_TRIES):
+            for _ in range(LOCK_TRIES):
                 with suppress(SessionLocked):
                     await _execute(connection, step)
                     return
@@ -108,11 +107,11 @@ class PostgresTuning:
         with unreachable_explained(self._url.place):
             facts = await ask_facts(self._url)
             options = connection_options(facts.through_pooler, session_settings(None))
-            connection = await asyncpg.connect(self._url.dsn, timeout=10, **options)
+            connection = await asyncpg.connect(self._url.dsn, timeout=CONNECT_SECONDS, **options)
         try:
             yield connection, facts
         finally:
-            await connection.close(timeout=10)
+            await connection.close(timeout=CONNECT_SECONDS)
 
 
 async def _execute(connection: Any, step: TuningStep) -> None:
