@@ -13,24 +13,32 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import apsw
 import psutil
 from msgspec import Struct, json
 
 from bench import peers
-from bench.chatstate import ROOT, ChatStateOnPostgres, ChatStateOnSQLite, HttpAlone
+from bench.chatstate import ROOT, ChatStateOnPostgres, ChatStateOnSQLite, ChatStateServer, HttpAlone
 from bench.growth import growth, tuning
 from bench.limits import BATCH, PgBench, fsyncs_per_second
+from bench.lists import MANY, lists
 from bench.load import Mix, Spec
 from bench.measure import FAILURES, SETTINGS, Bench, Contestant, Stage, Started, changed
 from bench.report import report
 from bench.results import OPEN, STANDARD, Results
 from bench.systems import System
+from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "growth", "tuning")
+PARTS = ("peers", "limits", "turns", "lists", "growth", "tuning")
 OPEN_SHARE = 0.7
+FEWER = 10
+"""How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
+
+
+Chosen = TypeVar("Chosen", bound=System)
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -42,7 +50,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     starts   how often each system is started to see how long that takes
     pgbench  clients, and rows a statement, of each run
     systems  words; a system takes part when its name has one of them, all do without words
-    quick    the replaced service is the only peer, and there is no open loop
+    quick    the replaced service is the only peer, there is no open loop, and turns are measured on SQLite alone
     """
 
     parts: tuple[str, ...] = PARTS
@@ -54,7 +62,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     systems: tuple[str, ...] = ()
     quick: bool = False
 
-    def chosen(self, systems: Sequence[System]) -> list[System]:
+    def chosen(self, systems: Sequence[Chosen]) -> list[Chosen]:
         """Those of the systems that take part."""
         words = [word.lower() for word in self.systems]
         return [system for system in systems if not words or any(word in system.name.lower() for word in words)]
@@ -64,11 +72,25 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
     """All parts of the plan."""
     if "peers" in plan.parts or "limits" in plan.parts:
         _compare(bench, plan, spec)
+    ours = plan.chosen([ChatStateOnPostgres(), ChatStateOnSQLite()])
+    if "turns" in plan.parts:
+        _turns(bench, plan, spec, ours)
+    if "lists" in plan.parts:
+        lists(bench, ours, spec, *((1, FEWER) if plan.quick else (plan.rounds, MANY)))
     if "tuning" in plan.parts:
         tuning(bench, spec, plan.rounds)
     if "growth" in plan.parts:
         shorter = changed(spec, seconds=0.75 * spec.seconds)
         growth(bench, plan.chosen(peers.REPLACED[:1]), shorter, min(2, plan.rounds), plan.updates)
+
+
+def _turns(bench: Bench, plan: Plan, spec: Spec, ours: Sequence[ChatStateServer]) -> None:
+    if not plan.quick:
+        turns(bench, ours, spec, plan.rounds)
+        return
+    quickest = [system for system in ours if isinstance(system, ChatStateOnSQLite)]
+    saves(bench, quickest, halved(spec), plan.rounds, ("save", "conditional"))
+    appends(bench, quickest, spec, plan.rounds)
 
 
 def _compare(bench: Bench, plan: Plan, spec: Spec) -> None:
@@ -202,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="chatstate, the replaced service and pgbench; < 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="chatstate, the replaced service and pgbench; 2 minutes")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--skip", nargs="+", choices=PARTS, default=(), metavar="PART")
     parser.add_argument(
@@ -239,7 +261,7 @@ def _plan(given: argparse.Namespace) -> tuple[Plan, Spec]:
 
 def _quick(plan: Plan) -> Plan:
     return Plan(
-        parts=tuple(part for part in plan.parts if part in ("peers", "limits")),
+        parts=tuple(part for part in plan.parts if part in ("peers", "limits", "turns", "lists")),
         mixes=("save", "load"),
         rounds=plan.rounds,
         starts=1,

@@ -22,10 +22,16 @@ class Api(ABC):
         """Create the session, for systems whose save only works on one that is there."""
         return self.save(number, state)
 
+    def append(self, number: int, message: str) -> bytes:
+        """Append a message, the text of JSON, to the member `messages` of the state; only for those that can."""
+        raise NotImplementedError
 
-def request(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
+
+def request(
+    method: str, path: str, body: bytes = b"", headers: str = "", media_type: str = "application/json"
+) -> bytes:
     """One request to 127.0.0.1; `headers` are further lines, each with its line end."""
-    length = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
+    length = f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n" if body else ""
     return f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}{length}\r\n".encode() + body
 
 
@@ -42,6 +48,11 @@ class ChatState(Api):
 
     def load(self, number: int) -> bytes:
         return request("GET", f"/chat-state-sessions/{user_session_id(number)}")
+
+    def append(self, number: int, message: str) -> bytes:
+        patch = b'[{"op":"add","path":"/messages/-","value":%b}]' % message.encode()
+        path = f"/chat-state-sessions/{user_session_id(number)}"
+        return request("PATCH", path, patch, media_type="application/json-patch+json")
 
 
 class PocketBase(Api):

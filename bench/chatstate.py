@@ -10,19 +10,38 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from bench.systems import Running, System, launched
 from chatstate import create_app
 from chatstate.http.server import bind, run
-from chatstate.model import Conflict, Deleted, Save, Session, Write
-from chatstate.stores.base import Outcome, Store, StoreStatus
+from chatstate.model import KEEP, Conflict, Delete, Deleted, Retention, Save, Session, Swept
+from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from tests.servers.ports import LOOPBACK, free_port
 
 ROOT = Path(__file__).parents[1]
 
 
-class ChatStateOnSQLite(System):
+class ChatStateServer(System):
+    """`chatstate serve`, by default as it is without options."""
+
+    mixes = ("save", "load", "half", "conditional", "keyed", "append")
+
+    def __init__(self, name: str | None = None, *options: str) -> None:
+        self.name = name or self.name
+        self._options = options
+
+    @contextmanager
+    def _serving(self, folder: Path, store_url: str) -> Iterator[Running]:
+        port = free_port()
+        command = [sys.executable, "-m", "chatstate", "serve", "--store", store_url, "--port", str(port)]
+        command += self._options
+        with launched(command, folder=folder, port=port, environment={}, ready_path="/healthz") as server:
+            yield server
+
+
+class ChatStateOnSQLite(ChatStateServer):
     """`chatstate serve` on a file."""
 
     name = "chatstate, SQLite"
@@ -30,11 +49,11 @@ class ChatStateOnSQLite(System):
     @contextmanager
     def running(self, folder: Path, database_url: str | None) -> Iterator[Running]:
         """See `System.running`."""
-        with _serving(folder, sqlite_url(folder)) as server:
+        with self._serving(folder, sqlite_url(folder)) as server:
             yield server
 
 
-class ChatStateOnPostgres(System):
+class ChatStateOnPostgres(ChatStateServer):
     """`chatstate serve` on a PostgreSQL database."""
 
     name = "chatstate, PostgreSQL"
@@ -44,7 +63,7 @@ class ChatStateOnPostgres(System):
     def running(self, folder: Path, database_url: str | None) -> Iterator[Running]:
         """See `System.running`."""
         assert database_url is not None
-        with _serving(folder, database_url) as server:
+        with self._serving(folder, database_url) as server:
             yield server
 
 
@@ -66,14 +85,6 @@ class HttpAlone(System):
 def sqlite_url(folder: Path) -> str:
     """The store of a `ChatStateOnSQLite` that runs in the folder."""
     return f"sqlite:///{folder}/chatstate.db"
-
-
-@contextmanager
-def _serving(folder: Path, store_url: str) -> Iterator[Running]:
-    port = free_port()
-    command = [sys.executable, "-m", "chatstate", "serve", "--store", store_url, "--port", str(port)]
-    with launched(command, folder=folder, port=port, environment={}, ready_path="/healthz") as server:
-        yield server
 
 
 class MemoryStore(Store):
@@ -100,15 +111,28 @@ class MemoryStore(Store):
         """See `Store.status`."""
         return StoreStatus(store="memory, for the bench", durability="None.")
 
-    async def load(self, ids: Sequence[str]) -> Mapping[str, Session]:
+    async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> Mapping[str, Session]:
         """See `Store.load`."""
         return {name: session for name in ids if (session := self._sessions.get(name))}
 
-    async def commit(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
         """See `Store.commit`."""
-        return [
-            self._save(write) if isinstance(write, Save) else self._delete(write.user_session_id) for write in writes
-        ]
+        return [self._apply(write) for write in writes]
+
+    def _apply(self, write: AnyWrite) -> Outcome:
+        if isinstance(write, Save):
+            return self._save(write)
+        if isinstance(write, Delete):
+            return self._delete(write.user_session_id)
+        raise NotImplementedError  # nothing of the bench makes visits
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        """See `Store.list`. Nothing of the bench asks."""
+        raise NotImplementedError
+
+    async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
+        """See `Store.sweep`. Nothing here expires."""
+        return Swept(0)
 
     def _save(self, write: Save) -> Session:
         old = self._sessions.get(write.user_session_id)

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from bench.apis import user_session_id
 from bench.chatstate import ChatStateOnPostgres, ChatStateOnSQLite, sqlite_url
-from bench.load import MARK, Mix, Spec, states
+from bench.load import Mix, Spec
 from bench.measure import FAILURES, Bench, Started, changed
+from bench.requests import MARK, states
 from bench.systems import System
 from chatstate.model import Save, utc_now
 from chatstate.stores import create_store
@@ -84,13 +85,8 @@ def tuning(bench: Bench, spec: Spec, rounds: int) -> None:
         assert started.database
         started.database.execute(*systems[started.name].sql)
 
-    with bench.casting([_Named(variant.name) for variant in VARIANTS], case, spec, before_fill) as cast:
+    with bench.casting([ChatStateOnPostgres(variant.name) for variant in VARIANTS], case, spec, before_fill) as cast:
         bench.interleave("tuning", case, cast, lambda _, mix: changed(spec, mix=mix), rounds, MIXES)
-
-
-class _Named(ChatStateOnPostgres):
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 def _size(bench: Bench, systems: Sequence[System], spec: Spec, rounds: int) -> None:

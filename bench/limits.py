@@ -20,10 +20,11 @@ from pathlib import Path
 from time import monotonic
 from urllib.parse import urlsplit
 
-from bench.load import MARK, Mix, Spec, states
+from bench.load import Mix, Spec
 from bench.measure import Database, RunFailed, Started, ended
+from bench.requests import MARK, states
 from bench.results import Figures
-from chatstate.stores import sql
+from chatstate.stores import postgres_sessions
 from chatstate.stores.postgres_schema import Schema
 from tests.servers.postgres import database_of
 
@@ -118,14 +119,15 @@ def statement(database: Database) -> str:
         "SELECT format_type(atttypid, NULL) FROM pg_attribute "
         "WHERE attrelid = 'public.chat_state_sessions'::regclass AND attname = 'session_id'"
     )
-    return Schema("public", type_).fill(sql.statement("postgres", "upsert"))
+    return postgres_sessions.statement(Schema("public", type_), "upsert")
 
 
 def script(upsert: str, before: str, batch: int, sessions: int) -> str:
     """A script of pgbench that upserts `batch` rows whose ids are random, distinct and in order.
 
     A state is `before` (the same for all), a random number, and the variable `state0`, `state1`, … . The parameters of
-    the statement are recognised by the names that it gives them: AS w (user_session_id, …).
+    the statement are recognised by the names that it gives them: AS w (user_session_id, …). The first two are the time
+    and, as long as nothing expires by itself, nothing.
     """
     step = sessions // batch
     numbers = [f"\\set n{row} random({row * step}, {(row + 1) * step - 1})" for row in range(batch)]
@@ -136,6 +138,7 @@ def script(upsert: str, before: str, batch: int, sessions: int) -> str:
         "chat_state": [f"'{before}' || :t::text || :state{row % STATES}::text" for row in range(batch)],
         "last_activity": ["now()::text"] * batch,
         "now": ["now()::text"] * batch,
+        "expires_in": ["NULL"] * batch,
     }
     match = re.search(r"AS w \(([^)]*)\)", upsert)
     if not match:
@@ -144,12 +147,10 @@ def script(upsert: str, before: str, batch: int, sessions: int) -> str:
     if not values.keys() >= set(names):
         raise RunFailed(f"the upsert has parameters that the bench does not know: {names}")
     text = re.sub(r"--[^\n]*", "", upsert)
-    text = re.sub(r"\$(\d+)::text\[\]", lambda found: _array(values[names[int(found[1]) - 1]]), text)
+    text = text.replace("$1::text", "now()::text").replace("$2::text", "NULL::text")
+    columns = iter(names)
+    text = re.sub(r"\$\d+(::\w+\[\])", lambda found: f"ARRAY[{', '.join(values[next(columns)])}]{found[1]}", text)
     return "\n".join([*numbers, " ".join(text.split()) + ";", ""])
-
-
-def _array(elements: list[str]) -> str:
-    return f"ARRAY[{', '.join(elements)}]::text[]"
 
 
 def fsyncs_per_second(folder: Path, seconds: float) -> float:

@@ -20,16 +20,15 @@ import sys
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Literal, cast
 
 import uvloop
 from msgspec import Struct, json
 
-from bench.apis import APIS, Api
+from bench.apis import APIS
+from bench.requests import Requests, states
 
 LOOPBACK = "127.0.0.1"
 COUNTING = "counting"
@@ -44,8 +43,11 @@ _TICK = 0.001
 
 MOST_WAITING = 100_000
 MOST_HEAD_BYTES = 64 << 10
+_ENTITY_TAG = b"\r\netag: "
+"""As chatstate writes it."""
 
-Mix = Literal["save", "load", "half"]
+
+Mix = Literal["save", "load", "half", "conditional", "keyed", "append", "page", "far page"]
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +56,10 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     port         of the server, on 127.0.0.1
     api          a name in `bench.apis.APIS`
     loop         `closed`, `open` (with `rate`), or `fill`, which creates the sessions 0, 1, … once each
-    mix          only saves, only loads, or half and half at random
-    connections  1 to 512
+    mix          only saves, only loads, or half and half at random; saves with the current entity tag in If-Match, or
+                 with an Idempotency-Key; patches that append a message. Pages are
+                 for bench/lists.py, not for here
+    connections  1 to 512; for conditional saves fewer than sessions
     sessions     the number of sessions, each as likely as the others; they have to be there
     state_bytes  the size of a state in UTF-8; also the least that a load must answer
     warmup       seconds that are not counted
@@ -95,6 +99,7 @@ class Result(Struct, frozen=True):
     example      of an error; empty without one
     seconds      that were counted
     rate         requests a second
+    wire_bytes   of these requests and their answers together, heads and bodies
     cpu_seconds  of this process while it counted, user and system
     """
 
@@ -105,92 +110,8 @@ class Result(Struct, frozen=True):
     rate: float
     saves: Latency | None
     loads: Latency | None
+    wire_bytes: int
     cpu_seconds: float
-
-
-# --- What is sent -----------------------------------------------------------------------------------------------------
-
-MARK = "765432109876"
-"""Stands in every state where a running number goes, so that no two saves are equal."""
-
-_SYLLABLES = re.findall("..", "kalomitasoveduperantiosqualibenostafegainulrochemape")
-_ROLES = ("user", "assistant")
-
-
-@lru_cache(1)
-def states(state_bytes: int, seed: int = 1) -> list[str]:
-    """States of chats as JSON.stringify writes them, each of so many bytes in UTF-8 (at least 80), all different.
-
-    There are 64 of them, or fewer when they are large. The words are made up, a few of them are frequent, as in a
-    language. Texts have line breaks and quotes; a quarter of the states is in a language with accents.
-    """
-    dice = random.Random(seed)
-    number = max(8, min(64, (8 << 20) // state_bytes))
-    return [_state(dice, state_bytes, accents=index % 4 == 3) for index in range(number)]
-
-
-def _state(dice: random.Random, state_bytes: int, accents: bool) -> str:
-    messages: list[dict[str, object]] = []
-    room = state_bytes - 100
-    while room > 90:
-        chosen = _words(dice, min(dice.randint(5, 45), (room - 70) // 8), accents)
-        text = " ".join(chosen).capitalize() + dice.choice((".", "?", "!\n", ' "' + chosen[0] + '".'))
-        message = {"role": _ROLES[len(messages) % 2], "content": text, "at": 1759392000000 + dice.randrange(10**9)}
-        messages.append(message)
-        room -= len(json.encode(message)) + 1
-    document = {"turn": int(MARK), "currentStep": "language", "messages": messages, "note": ""}
-    while (missing := state_bytes - len(json.encode(document))) < 0 and messages:
-        messages.pop()
-    note = " ".join(_words(dice, max(missing, 0), accents=False))[: max(missing, 0)]
-    return json.encode({**document, "note": note}).decode()
-
-
-def _words(dice: random.Random, number: int, accents: bool) -> list[str]:
-    words, weights = _vocabulary(accents)
-    return dice.choices(words, cum_weights=weights, k=number)
-
-
-@lru_cache
-def _vocabulary(accents: bool) -> tuple[list[str], list[float]]:
-    dice = random.Random(7)
-    words = ["".join(dice.choices(_SYLLABLES, k=dice.randint(1, 4))) for _ in range(2000)]
-    if accents:
-        words = [word.replace("e", "é").replace("ul", "ü") for word in words]
-    return words, list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
-
-
-class Requests:
-    """The requests of an Api, put together from pieces that were made before, because the generator has to be quick."""
-
-    def __init__(self, api: Api, state_bytes: int, seed: int) -> None:
-        self._api = api
-        texts = [json.encode(state)[1:-1] for state in states(state_bytes, seed)]
-        self._states = [(len(text), *text.split(MARK.encode())) for text in texts]
-        self._number = 10 ** (len(MARK) - 1)
-        self._frame = lru_cache(1 << 17)(self._make_frame)
-        self.load: Callable[[int], bytes] = lru_cache(1 << 17)(api.load)
-        self._check(state_bytes, seed)
-
-    def save(self, session: int) -> bytes:
-        """A save of another state than any before."""
-        self._number += 1
-        length, before, after = self._states[self._number % len(self._states)]
-        head, others, middle, tail = self._frame(session)
-        return b"".join((head, b"%d" % (others + length), middle, before, b"%d" % self._number, after, tail))
-
-    def _make_frame(self, session: int) -> tuple[bytes, int, bytes, bytes]:
-        """A save without its state: up to the body's length, the length of the rest, what surrounds the state."""
-        head, _, body = self._api.save(session, MARK).partition(b"\r\n\r\n")
-        match = re.search(rb"(?i)(?<=\r\nContent-Length: )\d+", head)
-        assert match
-        before, after = body.split(MARK.encode())
-        return head[: match.start()], len(before) + len(after), head[match.end() :] + b"\r\n\r\n" + before, after
-
-    def _check(self, state_bytes: int, seed: int) -> None:
-        """What is put together must be, byte for byte, what the Api makes."""
-        request = self.save(0)
-        state = states(state_bytes, seed)[self._number % len(self._states)].replace(MARK, str(self._number))
-        assert request == self._api.save(0, state), "this Api cannot be taken to pieces"
 
 
 # --- What is answered -------------------------------------------------------------------------------------------------
@@ -275,9 +196,11 @@ class Answer:
 class Connection(asyncio.Protocol):
     """One connection with at most one request on its way.
 
-    saves  whether that request is a save
-    began  when it was sent or, in an open loop, when it arrived
-    busy   whether there is one
+    saves       whether that request is a save
+    session     whose
+    began       when it was sent or, in an open loop, when it arrived
+    busy        whether there is one
+    wire_bytes  of the request, and of what has come of its answer
     """
 
     transport: asyncio.Transport
@@ -286,17 +209,20 @@ class Connection(asyncio.Protocol):
         self._load = load
         self.answer = Answer()
         self.saves = False
+        self.session = self.wire_bytes = 0
         self.began = 0.0
         self.busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
-    def send(self, saves: bool, request: bytes, began: float) -> None:
-        self.saves, self.began, self.busy = saves, began, True
+    def send(self, saves: bool, session: int, request: bytes, began: float) -> None:
+        self.saves, self.session, self.began, self.busy = saves, session, began, True
+        self.wire_bytes = len(request)
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
+        self.wire_bytes += len(data)
         try:
             if not self.answer.feed(data):
                 return
@@ -321,17 +247,23 @@ class Connection(asyncio.Protocol):
 
 
 class Load(ABC):
-    """One run; subclasses say when the next request is sent."""
+    """One run; subclasses say when the next request is sent.
 
-    def __init__(self, spec: Spec) -> None:
+    tags  the current entity tags of all sessions; only conditional saves need them
+    """
+
+    def __init__(self, spec: Spec, tags: Mapping[int, bytes] | None = None) -> None:
         self.spec = spec
+        self.tags = dict(tags or {})
+        self._saving: set[int] = set()
         self.dice = random.Random(spec.seed)
         self.requests = Requests(APIS[spec.api], spec.state_bytes, spec.seed)
         self.connections: set[Connection] = set()
         self.counting = self.ended = False
         self.began = self.stopped = self._cpu = 0.0
         self._saves, self._loads = array("d"), array("d")
-        self._errors, self._example = 0, ""
+        self._wire_bytes = self._errors = 0
+        self._example = ""
         self._done, self._quiet = asyncio.Event(), asyncio.Event()
         self._reconnecting: set[asyncio.Task[None]] = set()
 
@@ -377,14 +309,26 @@ class Load(ABC):
     def answered(self, connection: Connection) -> None:
         """An answer is complete."""
         answer = connection.answer
+        if self.spec.mix == "conditional":
+            self.learn(connection)
         if not 200 <= answer.status < 300:
             self.failed(answer.head[:300].decode(errors="replace"))
         elif not connection.saves and answer.size < self.spec.state_bytes:
             self.failed(f"a load was answered with {answer.size} bytes: {answer.head[-300:].decode(errors='replace')}")
         elif self.is_counted(connection.began):
             (self._saves if connection.saves else self._loads).append(perf_counter() - connection.began)
+            self._wire_bytes += connection.wire_bytes
         if self.ended:
             self._settle()
+
+    def learn(self, connection: Connection) -> None:
+        """Remember the entity tag of the answer."""
+        self._saving.discard(connection.session)
+        head = connection.answer.head
+        start = head.find(_ENTITY_TAG)
+        if start >= 0:
+            start += len(_ENTITY_TAG)
+            self.tags[connection.session] = head[start : head.find(b"\r", start)]
 
     def is_counted(self, began: float) -> bool:
         """Whether the answer that has just come counts."""
@@ -400,6 +344,7 @@ class Load(ABC):
     def lost(self, connection: Connection) -> None:
         """A connection has ended; as long as the run goes on, another takes its place."""
         self.connections.discard(connection)
+        self._saving.discard(connection.session)
         if self.ended:
             self._settle()
         else:
@@ -409,9 +354,28 @@ class Load(ABC):
 
     def send(self, connection: Connection, began: float) -> None:
         """Send a request of the mix to a session, by chance."""
-        number = int(self.dice.random() * self.spec.sessions)
-        saves = self.spec.mix == "save" or (self.spec.mix == "half" and self.dice.random() < 0.5)
-        connection.send(saves, self.requests.save(number) if saves else self.requests.load(number), began)
+        mix, number = self.spec.mix, int(self.dice.random() * self.spec.sessions)
+        if mix == "half":
+            mix = "save" if self.dice.random() < 0.5 else "load"
+        if mix == "save":
+            request = self.requests.save(number)
+        elif mix == "load":
+            request = self.requests.load(number)
+        elif mix == "keyed":
+            request = self.requests.keyed(number)
+        elif mix == "append":
+            request = self.requests.append(number)
+        else:
+            number = self._free(number)
+            request = self.requests.conditional(number, self.tags[number])
+        connection.send(mix != "load", number, request, began)
+
+    def _free(self, number: int) -> int:
+        """This session, or another one while a save of it is on its way: with that it gets another tag."""
+        while number in self._saving:
+            number = int(self.dice.random() * self.spec.sessions)
+        self._saving.add(number)
+        return number
 
     @property
     def unanswered(self) -> int:
@@ -455,8 +419,9 @@ class Load(ABC):
             example=self._example,
             seconds=seconds,
             rate=requests / seconds if seconds else 0.0,
-            saves=_latency(self._saves),
-            loads=_latency(self._loads),
+            saves=latency(self._saves),
+            loads=latency(self._loads),
+            wire_bytes=self._wire_bytes,
             cpu_seconds=self._cpu if self.counting else 0.0,
         )
 
@@ -473,8 +438,8 @@ class ClosedLoop(Load):
 class OpenLoop(Load):
     """Requests arrive by chance, and wait for a connection when all are busy."""
 
-    def __init__(self, spec: Spec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: Spec, tags: Mapping[int, bytes] | None = None) -> None:
+        super().__init__(spec, tags)
         self._idle: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
         self._next = 0.0
@@ -524,17 +489,15 @@ class OpenLoop(Load):
             self.failed(f"{MOST_WAITING} requests waited for a connection")
 
 
-class Fill(Load):
-    """Each session is created once."""
+class OnceEach(Load):
+    """One request to each session."""
 
-    def __init__(self, spec: Spec) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: Spec, tags: Mapping[int, bytes] | None = None) -> None:
+        super().__init__(spec, tags)
         self._numbers = iter(range(spec.sessions))
-        self._states: Sequence[str] = states(spec.state_bytes, spec.seed)
 
     def start(self) -> None:
         """See `Load.start`."""
-        self.count()
         for connection in list(self.connections):
             self.ready(connection)
 
@@ -545,8 +508,37 @@ class Fill(Load):
             if not self.unanswered:
                 self.end()
         elif not self.ended:
-            state = self._states[number % len(self._states)]
-            connection.send(True, APIS[self.spec.api].fill(number, state), perf_counter())
+            self.visit(connection, number)
+
+    @abstractmethod
+    def visit(self, connection: Connection, number: int) -> None:
+        """Send the request to this session."""
+
+
+class Fill(OnceEach):
+    """Each session is created."""
+
+    def __init__(self, spec: Spec, tags: Mapping[int, bytes] | None = None) -> None:
+        super().__init__(spec, tags)
+        self._states: Sequence[str] = states(spec.state_bytes, spec.seed)
+
+    def start(self) -> None:
+        """See `Load.start`."""
+        self.count()
+        super().start()
+
+    def visit(self, connection: Connection, number: int) -> None:
+        """See `OnceEach.visit`."""
+        state = self._states[number % len(self._states)]
+        connection.send(True, number, APIS[self.spec.api].fill(number, state), perf_counter())
+
+
+class Learn(OnceEach):
+    """Each session is loaded for its entity tag."""
+
+    def visit(self, connection: Connection, number: int) -> None:
+        """See `OnceEach.visit`."""
+        connection.send(False, number, self.requests.load(number), perf_counter())
 
 
 def _cpu_seconds() -> float:
@@ -554,7 +546,8 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _latency(seconds: array[float]) -> Latency | None:
+def latency(seconds: array[float]) -> Latency | None:
+    """Of requests that took so long; None without any."""
     if not seconds:
         return None
     ordered = sorted(seconds)
@@ -570,7 +563,14 @@ LOOPS: dict[str, type[Load]] = {"closed": ClosedLoop, "open": OpenLoop, "fill": 
 
 async def perform(spec: Spec) -> Result:
     """The result of one run; also for tests, in their own loop."""
-    return await LOOPS[spec.loop](spec).run()
+    tags: dict[int, bytes] = {}
+    if spec.mix == "conditional" and spec.loop != "fill":
+        learning = Learn(spec)
+        result = await learning.run()
+        if result.errors or len(learning.tags) < spec.sessions:
+            return result
+        tags = learning.tags
+    return await LOOPS[spec.loop](spec, tags).run()
 
 
 def main() -> None:

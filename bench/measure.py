@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from select import select
 from time import monotonic
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TypeVar
 
 import asyncpg
 import psutil
@@ -27,7 +27,7 @@ from msgspec import DecodeError, json
 
 from bench.chatstate import ROOT
 from bench.load import COUNTING, GRACE_SECONDS, Mix, Result, Spec
-from bench.results import Failure, Figures, Results
+from bench.results import Comparison, Failure, Figures, Results, RowName
 from bench.systems import NotRun, Running, System
 from chatstate.errors import ChatStateError
 from tests.servers.postgres import PostgresServer, ServerFailed, wheels
@@ -135,6 +135,7 @@ class Watch:
             database_cpu_us=per_request(used.get("database")),
             generator_cpu_us=per_request(result.cpu_seconds),
             memory_mb=self._memory or None,
+            wire_bytes=result.wire_bytes / result.requests if result.requests else None,
         )
 
     def _cpu(self) -> dict[str, float]:
@@ -199,14 +200,14 @@ def _last_line(process: subprocess.Popen[bytes], watch: Watch, limit: float) -> 
 class Started:
     """A system that runs."""
 
-    mixes: Sequence[Mix] = ("save", "load", "half")
-
     def __init__(self, system: System, running: Running, folder: Path, database: Database | None) -> None:
         self.name = system.name
+        self.mixes: Sequence[Mix] = system.mixes
         self.folder = folder
         self.database = database
         self.start_seconds = running.start_seconds
-        self._api, self._port = system.api, running.port
+        self.port = running.port
+        self._api = system.api
         self._server = Tree(running.pid)
 
     def fill(self, spec: Spec) -> None:
@@ -235,7 +236,7 @@ class Started:
             self.database.vacuum()
 
     def _addressed(self, spec: Spec, **changes: Any) -> Spec:
-        return changed(spec, port=self._port, api=self._api, **changes)
+        return changed(spec, port=self.port, api=self._api, **changes)
 
 
 def changed(spec: Spec, **changes: Any) -> Spec:
@@ -368,7 +369,7 @@ class Bench:
         """All mixes and rounds of one case; whoever fails takes no further turn."""
         present = list(cast)
         for number in range(rounds):
-            for mix in mixes:
+            for mix in ordered(mixes, number):
                 for contestant in ordered(present, number):
                     if mix in contestant.mixes and contestant in present:
                         self._turn(part, case, contestant, specs(contestant, mix), number, present)
@@ -384,6 +385,20 @@ class Bench:
         errors = f", {figures.errors} ERRORS: {figures.example[:200]}" if figures.errors else ""
         self.tell(f"{case}, round {number + 1}: {who.name}: {spec.mix}: {figures.rate:,.0f}/s{errors}")
 
+    def compare(
+        self,
+        what: str,
+        ours: RowName,
+        theirs: RowName,
+        measures: tuple[str, ...],
+        floors: dict[str, float] | None = None,
+    ) -> None:
+        """Have the report compare two rows, if both were measured; see `Comparison`."""
+        if self.results.find(*ours) and self.results.find(*theirs):
+            self.results.comparisons.append(
+                Comparison(what=what, ours=ours, theirs=theirs, measures=measures, floors=floors or {})
+            )
+
     def not_run(self, system: str, reason: str) -> None:
         """This machine cannot run it."""
         self.tell(f"not run: {system}: {reason.splitlines()[0]}")
@@ -397,8 +412,11 @@ class Bench:
         self.results.failed.append(Failure(system, case, reason))
 
 
-def ordered(cast: Sequence[Contestant], number: int) -> list[Contestant]:
-    """The order of a round: each begins with another contestant, and every second one goes backwards."""
+Turn = TypeVar("Turn")
+
+
+def ordered(cast: Sequence[Turn], number: int) -> list[Turn]:
+    """The order of a round: each begins with another one, and every second round goes backwards."""
     start = number % max(len(cast), 1)
     turned = [*cast[start:], *cast[:start]]
     return turned[::-1] if number % 2 else turned

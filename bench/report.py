@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from bench.load import Mix
-from bench.results import MIXES, OPEN, OURS, STANDARD, Results, Row, ratio
+from bench.results import MIXES, OPEN, OURS, STANDARD, Comparison, Results, Row, RowName, ratio
 
 WIDTH = 110
 
 
 def report(results: Results) -> str:
     """Everything that a person wants to read."""
-    parts = (_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _left_out)
+    parts = (_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _turns, _lists, _left_out)
     return "\n".join(line.rstrip() for part in parts for line in part(results)) + "\n"
 
 
@@ -118,6 +118,47 @@ def _tuning(results: Results) -> Iterator[str]:
     yield from _table("The table, tuned", ("", "saves/s", "", "loads/s", "", "database CPU µs a save"), lines)
 
 
+_COMPARED = {"rate": "rate", "cpu_us": "CPU", "wire_bytes": "bytes", "p50": "p50"}
+
+
+def _turns(results: Results) -> Iterator[str]:
+    headers = ("", "", *_COMPARED.values(), "floors", "/s", "CPU µs")
+    lines = []
+    for compared in results.comparisons:
+        row = results.find(*compared.ours)
+        if row and row.part == "turns":
+            ratios = [_share(results.ratio(compared, measure)) for measure in _COMPARED]
+            figures = (_verdict(results, compared), _rate(row), _number(row, "cpu_us"))
+            lines.append((compared.what, _store(row), *ratios, *figures))
+    yield from _table("What it costs not to lose a turn: ratios, and the first one's figures", headers, lines, left=2)
+
+
+def _verdict(results: Results, compared: Comparison) -> str:
+    missed = []
+    for measure, floor in compared.floors.items():
+        value = results.ratio(compared, measure)
+        if value is not None and (1 / value if measure == "rate" else value) > floor:
+            missed.append(_COMPARED[measure])
+    return f"MISSED: {', '.join(missed)}" if missed else "met" if compared.floors else ""
+
+
+def _lists(results: Results) -> Iterator[str]:
+    lines, title = [], ""
+    for row in results.rows:
+        if row.part == "lists" and row.mix == "page":
+            number, _, kind = row.case.partition(" sessions, ")
+            title = f"Pages of lists of {number} sessions, 100 on each, one client"
+            far: RowName = (row.case, row.system, "far page")
+            compared = next((compared for compared in results.comparisons if compared.ours == far), None)
+            times = (compared.what, _share(results.ratio(compared, "p50"))) if compared else ("", "")
+            lines.append((kind, _store(row), _number(row, "p50", 2), _number(results.find(*far), "p50", 2), *times))
+    yield from _table(title, ("", "", "page 1, ms", "far page, ms", "", ""), lines, left=2)
+
+
+def _store(row: Row) -> str:
+    return row.system.split(", ")[1]
+
+
 def _left_out(results: Results) -> Iterator[str]:
     for title, failures in (("Not run", results.not_run), ("Failed", results.failed)):
         if failures:
@@ -142,9 +183,14 @@ def _rate(row: Row | None) -> str:
     return f"{row.median('rate'):,.0f}{'!' * (row.errors > 0)}" if row else ""
 
 
-def _number(row: Row | None, measure: str) -> str:
+def _number(row: Row | None, measure: str, digits: int = 1) -> str:
     number = row.median(measure) if row else None
-    return "" if number is None else f"{number:.1f}" if number < 100 else f"{number:,.0f}"
+    return "" if number is None else f"{number:.{digits}f}" if number < 100 else f"{number:,.0f}"
+
+
+def _share(number: float | None) -> str:
+    """`×1.07`, or `0.2 %` for less than a tenth: more exact than `_times`, for small differences."""
+    return "" if number is None else f"{100 * number:.2g} %" if number < 0.1 else f"×{number:.2f}"
 
 
 def _times(number: float | None) -> str:

@@ -15,7 +15,10 @@ STANDARD = "standard"
 OPEN = "open loop, 70 %"
 OURS = ("chatstate, PostgreSQL", "chatstate, SQLite")
 MIXES: tuple[Mix, ...] = ("save", "load", "half")
-MEASURES = ("rate", "p50", "p99", "server_cpu_us", "database_cpu_us", "generator_cpu_us", "memory_mb")
+MEASURES = (
+    *("rate", "p50", "p99", "cpu_us", "server_cpu_us", "database_cpu_us", "generator_cpu_us", "memory_mb"),
+    "wire_bytes",
+)
 
 
 class Figures(Struct, frozen=True, kw_only=True):
@@ -29,6 +32,7 @@ class Figures(Struct, frozen=True, kw_only=True):
     database_cpu_us               the same of PostgreSQL's processes; None without PostgreSQL
     generator_cpu_us              the same of the load generator
     memory_mb                     the most resident memory of the server's processes, summed up, in MB (10^6 bytes)
+    wire_bytes                    of one request and its answer together, heads and bodies
     """
 
     round: int
@@ -42,6 +46,12 @@ class Figures(Struct, frozen=True, kw_only=True):
     database_cpu_us: float | None = None
     generator_cpu_us: float | None = None
     memory_mb: float | None = None
+    wire_bytes: float | None = None
+
+    @property
+    def cpu_us(self) -> float | None:
+        """CPU for one request of the server and its database together."""
+        return None if self.server_cpu_us is None else self.server_cpu_us + (self.database_cpu_us or 0)
 
     @property
     def p50(self) -> float | None:
@@ -65,10 +75,10 @@ class Spread(Struct, frozen=True):
 class Row(Struct, frozen=True):
     """All runs of one system under one load.
 
-    part    `comparison` (with peers and limits), `growth` or `tuning`
+    part    `comparison` (with peers and limits), or another one of the bench
     case    which load, in words
     system  who
-    mix     `save`, `load` or `half`
+    mix     see `bench.load.Spec`
     rounds  every run
     """
 
@@ -106,13 +116,33 @@ class Summary(Struct, frozen=True):
 
 
 class Ratio(Struct, frozen=True):
-    """Of one of ours to another system, under the standard load; see `ratio`."""
+    """Of one of ours to another system, under the standard load, or of a `Comparison`; see `ratio`."""
 
     ours: str
     theirs: str
     mix: Mix
     measure: str
     median: float
+
+
+RowName = tuple[str, str, Mix]
+"""The case, the system and the mix of a row."""
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """Two rows whose ratio is of interest.
+
+    what      the two, in words
+    measures  in which they are compared
+    floors    for some of the measures, how much dearer the first may be: of `rate` the second's to the first's, of all
+              others the first's to the second's
+    """
+
+    what: str
+    ours: RowName
+    theirs: RowName
+    measures: tuple[str, ...]
+    floors: dict[str, float] = field(default_factory=dict)
 
 
 class Fact(Struct, frozen=True):
@@ -140,7 +170,8 @@ class Results(Struct):
     conditions  what was sent and how often, by name
     machine     what it ran on, by name
     summary     the medians of the rows
-    ratios      ours to others
+    ratios      ours to others, and those of the comparisons
+    comparisons which rows are compared beside those of ours with others
     not_run     systems that this machine cannot run
     failed      runs that did not come to their end
     """
@@ -152,6 +183,7 @@ class Results(Struct):
     ratios: list[Ratio] = field(default_factory=list)
     summary: list[Summary] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
     not_run: list[Failure] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
@@ -186,6 +218,16 @@ class Results(Struct):
             for measure in ("rate", "p99")
             if (value := ratio(self.find(STANDARD, ours, mix), self.find(STANDARD, theirs, mix), measure))
         ]
+        self.ratios += [
+            Ratio(", ".join(compared.ours[:2]), ", ".join(compared.theirs[:2]), compared.ours[2], measure, value)
+            for compared in self.comparisons
+            for measure in compared.measures
+            if (value := self.ratio(compared, measure))
+        ]
+
+    def ratio(self, compared: Comparison, measure: str) -> float | None:
+        """The ratio of the two rows."""
+        return ratio(self.find(*compared.ours), self.find(*compared.theirs), measure)
 
     def fact(self, part: str, name: str, unit: str, value: float) -> None:
         """One more value of the fact with this name."""

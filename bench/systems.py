@@ -18,6 +18,8 @@ from signal import SIGKILL, SIGTERM
 
 from msgspec import Struct
 
+from bench.load import Mix
+
 START_SECONDS = 60.0
 END_SECONDS = 20.0
 
@@ -44,11 +46,13 @@ class System(ABC):
 
     name            how the table calls it
     api             the name of its `Api` in `bench.apis.APIS`
+    mixes           what its `Api` can do
     needs_postgres  whether `running` gets the URL of a PostgreSQL database of its own
     """
 
     name: str
     api: str = "chatstate"
+    mixes: Sequence[Mix] = ("save", "load", "half")
     needs_postgres: bool = False
 
     def prepare(self) -> None:

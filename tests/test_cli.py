@@ -177,7 +177,7 @@ def test_the_help_names_every_setting(command: tuple[str, ...], flag: str, tmp_p
 
 def test_the_help_names_every_command(tmp_path: Path) -> None:
     _, output = run(tmp_path, "--help")
-    assert re.findall(r"^  (\w+) +[A-Z]", output, re.MULTILINE) == ["migrate", "serve", "version"]
+    assert re.findall(r"^  (\w+) +[A-Z]", output, re.MULTILINE) == ["migrate", "serve", "sweep", "version"]
     assert ".env" in output
 
 

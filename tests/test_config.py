@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from chatstate.config import SETTINGS, Setting, Settings, load_settings
+from chatstate.config import MOST_VERSIONS, SETTINGS, Setting, Settings, load_settings
 from chatstate.errors import InvalidSetting
+from chatstate.model import MAX_EXPIRES_IN
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -18,6 +19,9 @@ GOOD = {
     "port": (1, 8080, 65535),
     "max_state_bytes": (1, 1000, 1 << 40),
     "require_json": (True, False, True),
+    "require_preconditions": (True, False, True),
+    "history": (1, 20, MOST_VERSIONS),
+    "idle_expiry_seconds": (1, 86_400, MAX_EXPIRES_IN),
     "pool_size": (1, 2, 100),
     "allow_unsafe_durability": (True, False, True),
 }
@@ -28,8 +32,11 @@ BAD = {
     "host": ("0.0.0.0", "::", "192.168.1.5", "example.com", "127.0.0.2", "LOCALHOST", "localhost:3000", "[::1]"),
     "port": (*NUMBERS, "65536", "99999999999999999999999999"),
     "max_state_bytes": NUMBERS,
+    "history": (*(number for number in NUMBERS if number.strip("0")), str(MOST_VERSIONS + 1), "9" * 30),
+    "idle_expiry_seconds": (*NUMBERS, str(MAX_EXPIRES_IN + 1), "9" * 30),
     "pool_size": NUMBERS,
     "require_json": ("2", "maybe", "ja", "-1"),
+    "require_preconditions": ("2", "maybe", "ja", "-1"),
     "allow_unsafe_durability": ("2", "maybe", "ja", "-1"),
 }
 BAD_VALUES = [(name, value) for name, values in BAD.items() for value in values]

@@ -82,6 +82,12 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_test_that_is_named_exists(path: Path) -> None:
+    for module, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", path.read_text()):
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / module).read_text(), re.MULTILINE), f"{module}::{name}"
+
+
 def test_the_public_names_are_pinned() -> None:
     assert chatstate.__all__ == ["__version__", "create_app", "create_store"]
     assert all(hasattr(chatstate, name) for name in chatstate.__all__)

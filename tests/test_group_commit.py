@@ -13,7 +13,7 @@ from chatstate.group_commit import GroupCommit
 from chatstate.model import ABSENT, Session
 from chatstate.sessions import Sessions
 from chatstate.stores import Store, create_store
-from chatstate.stores.contract import saving
+from chatstate.stores.contract import NOW, saving
 
 
 class Flush:
@@ -314,7 +314,7 @@ async def test_a_poisoned_row_among_good_ones(store: Store) -> None:
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [Session, WriteRefused, Session, WriteRefused, Session]
-    assert sorted(await store.load([str(number) for number in range(5)])) == ["0", "2", "4"]
+    assert sorted(await store.load([str(number) for number in range(5)], NOW)) == ["0", "2", "4"]
 
 
 async def test_saves_of_one_id_are_stored_in_the_order_of_their_arrival(store: Store) -> None:
@@ -340,9 +340,9 @@ async def test_loads_of_one_id_share_a_flush(store: Store, monkeypatch: pytest.M
     saved = await sessions.save("hot", "state")
     load, batches = store.load, []
 
-    async def counted(ids: Sequence[str]) -> Any:
+    async def counted(ids: Sequence[str], *given: Any) -> Any:
         batches.append(list(ids))
-        return await load(ids)
+        return await load(ids, *given)
 
     monkeypatch.setattr(store, "load", counted)
     assert await asyncio.gather(*(sessions.load("hot") for _ in range(100))) == [saved] * 100
@@ -368,7 +368,7 @@ async def test_two_servers_with_crossing_batches(store_url: str) -> None:
         return_exceptions=True,
     )
     assert [answer for answer in answers if not isinstance(answer, Session)] == []
-    loaded = await stores[0].load(ids)
+    loaded = await stores[0].load(ids, NOW)
     assert {session.version for session in loaded.values()} == {2 * rounds}
     for opened in stores:
         await opened.close()
@@ -393,6 +393,6 @@ async def test_shutdown_under_load_answers_everything_that_was_accepted(store_ur
     await store.close()
     answers = await asyncio.gather(*tasks)
     await store.open()
-    loaded = await store.load([str(number) for number in range(50)])
+    loaded = await store.load([str(number) for number in range(50)], NOW)
     assert all(loaded[answer.user_session_id].version == 10 for answer in answers)
     await store.close()

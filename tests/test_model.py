@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatstate.http.conditions import etag, precondition
 from chatstate.http.messages import Headers
-from chatstate.http.wire import etag, precondition
 from chatstate.model import (
     ABSENT,
     ANYTHING,
@@ -108,4 +108,4 @@ def test_writes_that_make_no_sense_cannot_be_made() -> None:
     with pytest.raises(ValueError, match="keeps the state"):
         Save(user_session_id="a", new_session_id="b", chat_state=None, last_activity=now, now=now)
     with pytest.raises(ValueError, match="deletion"):
-        Delete(user_session_id="a", expect=ANYTHING)
+        Delete(user_session_id="a", now=datetime.now(UTC), expect=ANYTHING)

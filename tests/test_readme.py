@@ -1,4 +1,4 @@
-"""The commands and the code of the README and the quickstart work as they stand (but for the port)."""
+"""The commands and the code of the README and of pages for beginners work as they stand (but for the port)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.servers.process import ServerProcess
@@ -62,8 +64,9 @@ def test_the_seeds_lines_work(server: ServerProcess) -> None:
 @needs_curl
 def test_the_curl_lines_of_the_readme_work(server: ServerProcess) -> None:
     answers = [answer for block in blocks("README.md", "bash") if "curl" in block for answer in paste(block, server)]
-    saved, loaded, updated, deleted = answers
+    saved, loaded, updated, deleted, created, appended = answers
     assert (saved["version"], updated["version"]) == (1, 2)
+    assert (created["version"], appended["version"]) == (1, 2)
     assert loaded["chat_state"] == saved["chat_state"] != updated["chat_state"]
     assert list(deleted) == ["message"]
 
@@ -108,3 +111,69 @@ def test_the_scripts_of_the_quickstart_lose_no_turn(server: ServerProcess, tmp_p
     """
     printed = run_script(server, tmp_path, *blocks("docs/quickstart.md", "js"), use)
     assert printed == "null true gender\ntrue\nfalse age true\n"
+
+
+# --- Never lose a turn ------------------------------------------------------------------------------------------------
+
+TURNS_PAGE = "docs/howto/never-lose-a-turn.md"
+_TYPES = re.compile(
+    r"<State>|<Chat>|type Chat = .*|: (?:string|unknown|RequestInit|Record<string, string>)"
+    r"|: \(state: State \| null\) => State|: Promise<(?:Response|State|void|\{.*?\})>(?= \{)"
+)
+"""What TypeScript adds to JavaScript on that page; older Node.js does not know it."""
+
+
+@needs_node
+def test_the_scripts_against_lost_turns_lose_none(server: ServerProcess, tmp_path: Path) -> None:
+    """Two devices at once, and a network that loses the answers of every second write."""
+    use = """
+    const id = "session_12345", add = (turn) => (chat) => ({...chat, messages: [...(chat?.messages ?? []), turn]});
+    const online = fetch;
+    let writes = 0;
+    globalThis.fetch = async (address, request) => {
+      const answer = await online(address, request);
+      if (request.method && writes++ % 2) throw new TypeError("the answer is lost");
+      return answer;
+    };
+    await Promise.all([1, 2, 3].flatMap((n) => [change(id, add(`changed ${n}`)), append(id, `appended ${n}`)]));
+    console.log((await load(id)).state.messages.sort().join());
+    console.log(await append("absent", 1).catch((error) => error.message), (await load("absent")).state);
+    """
+    scripts = [_TYPES.sub("", block) for block in blocks(TURNS_PAGE, "ts")]
+    printed = run_script(server, tmp_path, *scripts, use)
+    assert printed == "Hello,appended 1,appended 2,appended 3,changed 1,changed 2,changed 3\nnot saved: 404 null\n"
+
+
+@needs_curl
+def test_the_curl_lines_against_lost_turns_work(tmp_path: Path) -> None:
+    with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path, arguments=("--history", "20")) as server:
+        lines = [block for block in blocks(TURNS_PAGE, "bash") if "curl" in block]
+        answers: Any = [answer for block in lines for answer in paste(block, server)]
+    created, appended, merged, versions, first, restored, expiring = answers
+    assert [answer["version"] for answer in (created, appended, merged, restored)] == [1, 2, 3, 4]
+    assert json.loads(merged["chat_state"]) == {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "currentStep": "payment",
+    }
+    assert [version["version"] for version in versions["versions"]] == [3, 2, 1]
+    assert first["chat_state"] == created["chat_state"]
+    assert "expires_at" in expiring
+
+
+def test_a_webhook_that_is_delivered_twice_appends_once(server: ServerProcess, tmp_path: Path) -> None:
+    (block,) = blocks(TURNS_PAGE, "python")
+    names: dict[str, Any] = {}
+    exec(block.replace(ADDRESS, server.base_url), names)
+    httpx.post(
+        f"{server.base_url}/chat-state-sessions", json={"user_session_id": "a/b", "chat_state": '{"messages":[]}'}
+    )
+    append = names["append"]
+    assert [append("a/b", "Hello", delivery) for delivery in ("wamid.1==", "wamid.1==", "wamid.2==")] == [
+        True,
+        False,
+        True,
+    ]
+    loaded = httpx.get(f"{server.base_url}/chat-state-sessions/a%2Fb").json()
+    assert loaded["chat_state"] == '{"messages":["Hello","Hello"]}'
+    with pytest.raises(httpx.HTTPStatusError, match="422"):
+        append("a/b", "Hello?", "wamid.1==")

@@ -1,4 +1,4 @@
-"""The command line: `chatstate`, `chatstate serve`, `chatstate migrate`, `chatstate version`."""
+"""The command line: `chatstate`, `chatstate serve`, `chatstate migrate`, `chatstate sweep`, `chatstate version`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from chatstate.errors import ChatStateError, StartError
 from chatstate.http.app import create_app
 from chatstate.http.server import bind, run
 from chatstate.stores import Store, StoreStatus, create_store, create_tuning
+from chatstate.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from chatstate.stores.postgres_tuning import PostgresTuning
@@ -66,7 +67,14 @@ def _serve(flags: Mapping[str, Any]) -> None:
         settings = load_settings(flags, _folder())
         store = _store(settings, owner=True)
         sockets = bind(LOOPBACK[settings.host], settings.port)
-        app = create_app(store, max_state_bytes=settings.max_state_bytes, require_json=settings.require_json)
+        app = create_app(
+            store,
+            max_state_bytes=settings.max_state_bytes,
+            require_json=settings.require_json,
+            require_preconditions=settings.require_preconditions,
+            history=settings.history,
+            idle_expiry_seconds=settings.idle_expiry_seconds,
+        )
 
         async def greet() -> None:
             click.echo(_banner(settings, await store.status()))
@@ -160,6 +168,28 @@ async def _migrate(store: Store) -> list[str]:
     try:
         await store.open()
         return await store.migrate()
+    finally:
+        await store.close()
+
+
+@main.command()
+@with_settings("store", "idle_expiry_seconds", "pool_size", "allow_unsafe_durability")
+def sweep(**flags: Any) -> None:
+    """Remove expired sessions now, also while servers are working.
+
+    A server does the same by itself, every minute. Expired sessions are never served, swept or not. Give it the
+    servers' own value of --idle-expiry-seconds: with a smaller one it removes sessions that they still serve.
+    """
+    with _mistakes_explained():
+        settings = load_settings(flags, _folder())
+        removed = asyncio.run(_sweep(_store(settings, owner=False), settings))
+        click.echo(f"Removed {removed} expired session{'' if removed == 1 else 's'}.")
+
+
+async def _sweep(store: Store, settings: Settings) -> int:
+    try:
+        await store.open()
+        return await Sweeper(store, retention=settings.retention).sweep()
     finally:
         await store.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from dotenv import dotenv_values
 from msgspec import Struct
 
 from chatstate.errors import InvalidSetting
+from chatstate.model import MAX_EXPIRES_IN, Retention
 
 LOOPBACK = {"localhost": ("127.0.0.1", "::1"), "127.0.0.1": ("127.0.0.1",), "::1": ("::1",)}
 """What `--host` may be, and the addresses that each binds."""
+
+
+MOST_VERSIONS = 10_000
+"""The longest history of a session."""
 
 
 class Setting(Struct, frozen=True):
@@ -55,6 +61,19 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _history(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:20]) <= MOST_VERSIONS):
+        raise ValueError(f"must be a number from 0 to {MOST_VERSIONS}")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    seconds = _number(text)
+    if seconds > MAX_EXPIRES_IN:
+        raise ValueError(f"must be at most {MAX_EXPIRES_IN} (a hundred years)")
+    return seconds
+
+
 def _switch(text: str) -> bool:
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if text.lower() not in known:
@@ -87,6 +106,27 @@ SETTINGS = (
         "Refuse states that are not the text of a JSON document.",
     ),
     Setting(
+        "require_preconditions",
+        ("CHATSTATE_REQUIRE_PRECONDITIONS",),
+        False,
+        _switch,
+        "Refuse writes without If-Match or If-None-Match. The clients of the replaced service send none.",
+    ),
+    Setting(
+        "history",
+        ("CHATSTATE_HISTORY",),
+        0,
+        _history,
+        "How many versions of each session are kept, the current one among them. 0: that one alone.",
+    ),
+    Setting(
+        "idle_expiry_seconds",
+        ("CHATSTATE_IDLE_EXPIRY_SECONDS",),
+        None,
+        _seconds,
+        "How long after its last write a session expires that has no expiry of its own. By default it never does.",
+    ),
+    Setting(
         "pool_size",
         ("CHATSTATE_POOL_SIZE",),
         None,
@@ -111,8 +151,16 @@ class Settings(Struct, frozen=True):
     port: int
     max_state_bytes: int
     require_json: bool
+    require_preconditions: bool
+    history: int
+    idle_expiry_seconds: int | None
     pool_size: int | None
     allow_unsafe_durability: bool
+
+    @property
+    def retention(self) -> Retention:
+        idle = self.idle_expiry_seconds
+        return Retention(None if idle is None else timedelta(seconds=idle), self.history)
 
 
 def load_settings(flags: Mapping[str, Any], folder: Path, environment: Mapping[str, str] = os.environ) -> Settings:

@@ -3,13 +3,23 @@
     ChatStateError
     ├── InvalidRequest             the request breaks a rule; `errors` names each offending member
     │   ├── InvalidJson            the body is not the JSON that it claims to be
-    │   └── InvalidPrecondition    If-Match or If-None-Match cannot be parsed
+    │   ├── InvalidPrecondition    If-Match or If-None-Match cannot be parsed
+    │   └── InvalidPatch           the body is not a patch of the kind that it claims to be
     ├── BodyTooLarge               the body, or the state in it, is over the limit
     ├── UnsupportedMediaType       the body is not application/json in UTF-8
     ├── ForbiddenHost              the Host header does not name this machine
     ├── ForbiddenOrigin            a page of another site sent the request
-    ├── SessionNotFound            no session has this id
-    ├── PreconditionFailed         the session is not in the state that the client expects; `current` says which
+    ├── NotFound
+    │   ├── SessionNotFound        no session has this id
+    │   ├── VersionNotFound        this version of the session is not kept
+    │   └── VisitNotFound          no visit has this id, or this user has none
+    ├── PreconditionFailed         the session is not in the state that the client expects; `current` says which, and
+    │                              `session`, if the client wants to see it, shows it
+    ├── PreconditionRequired       this server takes no write without a precondition
+    ├── IdempotencyKeyReused       the key was used for another request
+    ├── StateNotPatchable          the state is not JSON, or not JSON that survives a patch
+    ├── PatchConflict              the patch does not fit the state
+    ├── VisitExists                a visit has this id already
     ├── StoreError
     │   ├── StoreUnavailable       the store cannot answer; nothing was written
     │   │   ├── StoreBusy          too much work is waiting
@@ -30,7 +40,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-from chatstate.model import Tag
+from chatstate.model import Session, Tag
 
 
 class Finding(NamedTuple):
@@ -72,12 +82,20 @@ class InvalidPrecondition(InvalidRequest, code="invalid_precondition"):
     """If-Match and If-None-Match take `*` or a list of quoted entity tags (RFC 9110, section 8.8.3)."""
 
 
+class InvalidPatch(InvalidRequest, code="invalid_patch"):
+    """The body is not a valid patch."""
+
+
 class BodyTooLarge(ChatStateError, code="too_large"):
     """The chat state is larger than this server accepts."""
 
 
 class UnsupportedMediaType(ChatStateError, code="unsupported_media_type"):
     """Send the body as JSON in UTF-8, with `Content-Type: application/json`."""
+
+    def __init__(self, message: str | None = None, accept_patch: str = "") -> None:
+        super().__init__(message)
+        self.accept_patch = accept_patch
 
 
 class ForbiddenHost(ChatStateError, code="forbidden_host"):
@@ -88,16 +106,49 @@ class ForbiddenOrigin(ChatStateError, code="forbidden_origin"):
     """This server answers only pages that are served from this machine (localhost, 127.0.0.1 or [::1])."""
 
 
-class SessionNotFound(ChatStateError, code="session_not_found"):
+class NotFound(ChatStateError, code="not_found"):
+    """There is nothing here."""
+
+
+class SessionNotFound(NotFound, code="session_not_found"):
     """No session has this id."""
+
+
+class VersionNotFound(NotFound, code="version_not_found"):
+    """This version of the session is not kept. How many are is set by CHATSTATE_HISTORY."""
+
+
+class VisitNotFound(NotFound, code="visit_not_found"):
+    """There is no such visit."""
 
 
 class PreconditionFailed(ChatStateError, code="precondition_failed"):
     """The session has changed since you read it: load it again, merge, and save with its current ETag."""
 
-    def __init__(self, current: Tag | None) -> None:
+    def __init__(self, current: Tag | None, session: Session | None = None) -> None:
         super().__init__(None if current else "The session does not exist, and the request expects that it does.")
         self.current = current
+        self.session = session
+
+
+class PreconditionRequired(ChatStateError, code="precondition_required"):
+    """No write is taken here without If-Match (the ETag that you read, or `*`) or `If-None-Match: *` (to create)."""
+
+
+class IdempotencyKeyReused(ChatStateError, code="idempotency_key_reused"):
+    """This Idempotency-Key was used for another request to this session. Use a new key for each new request."""
+
+
+class StateNotPatchable(ChatStateError, code="state_not_patchable"):
+    """The state is not JSON that a patch would leave whole. Save it as a whole instead."""
+
+
+class PatchConflict(ChatStateError, code="patch_conflict"):
+    """The patch does not fit the state: a test failed, or a path does not exist. Nothing was changed."""
+
+
+class VisitExists(ChatStateError, code="visit_exists"):
+    """A visit has this session_id already."""
 
 
 class StoreError(ChatStateError, code="store_error"):

@@ -11,13 +11,20 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import DecodeError, Raw, Struct
 from msgspec.json import decode
 
 MAX_ID_LENGTH = 255
 """Longest `user_session_id`, in code points."""
+
+MAX_EXPIRES_IN = 100 * 31_557_600
+"""The longest expiry, in seconds: a hundred years."""
+
+EARLIEST = datetime.min.replace(tzinfo=UTC)
+LATEST = datetime.max.replace(tzinfo=UTC)
+"""The ends of the calendar."""
 
 MAX_STATE_DEPTH = 128
 """Deepest nesting of a state that is sent as a JSON object or array."""
@@ -37,7 +44,10 @@ class Tag(NamedTuple):
 
 
 class Session(Struct, frozen=True):
-    """A stored session. Times are aware and in UTC; `version` is 1 after creation and rises by one with each write."""
+    """A stored session. Times are aware and in UTC; `version` is 1 after creation and rises by one with each write.
+
+    `expires_at` is None for a session without an expiry of its own.
+    """
 
     session_id: str
     user_session_id: str
@@ -46,6 +56,7 @@ class Session(Struct, frozen=True):
     created_at: datetime
     updated_at: datetime
     version: int
+    expires_at: datetime | None = None
 
     @property
     def tag(self) -> Tag:
@@ -98,11 +109,49 @@ def none_of(tags: Iterable[Tag]) -> Expect:
     return Expect(unless=frozenset(tags))
 
 
+class IdempotencyKey(Struct, frozen=True):
+    """Makes a write happen once: within (caller, session, key) it is applied once and remembered.
+
+    `digest` names the request (SHA-256), so that the same key with another request is noticed.
+    """
+
+    key: str
+    digest: bytes
+    caller: str = ""
+
+
+REMEMBERED_FOR = timedelta(hours=24)
+"""How long a store remembers an idempotency key."""
+
+
+class Retention(Struct, frozen=True):
+    """How long sessions and their versions are kept: the server's settings, which every store applies alike.
+
+    idle     how long after its last write a session without an expiry of its own expires; None: never
+    history  how many versions of each session are kept, the current one among them; 0: the current one alone
+    """
+
+    idle: timedelta | None = None
+    history: int = 0
+
+    def idle_since(self, now: datetime) -> datetime | None:
+        """Sessions without an expiry of their own that were last written then or earlier have expired."""
+        if self.idle is None:
+            return None
+        return now - self.idle if now - EARLIEST >= self.idle else EARLIEST
+
+
+KEEP = Retention()
+"""Nothing expires by itself, and only current versions are kept."""
+
+
 class Save(Struct, frozen=True, kw_only=True):
     """Create the session, or replace its state and raise its version.
 
     `chat_state` None keeps the state that is there; such a write cannot create. `new_session_id` is used only when the
-    session is created. `now` becomes `updated_at`, and on creation `created_at`.
+    session is created. `now` becomes `updated_at`, and on creation `created_at`. `expires_in`, in seconds: the session
+    expires so long after its last write; 0: it has no expiry of its own; None: as before. `show_current`: a `Conflict`
+    shall bring the session that is there.
     """
 
     user_session_id: str
@@ -110,7 +159,10 @@ class Save(Struct, frozen=True, kw_only=True):
     chat_state: str | None
     last_activity: datetime
     now: datetime
+    expires_in: int | None = None
     expect: Expect = ANYTHING
+    show_current: bool = False
+    once: IdempotencyKey | None = None
 
     def __post_init__(self) -> None:
         if self.chat_state is None and self.expect.absent:
@@ -118,10 +170,15 @@ class Save(Struct, frozen=True, kw_only=True):
 
 
 class Delete(Struct, frozen=True, kw_only=True):
-    """Remove the session and all that is held about it. An absent session cannot satisfy it."""
+    """Remove the session and all that is held about it. An absent session cannot satisfy it.
+
+    What idempotency keys remember outlives it: no state, and only so that a retried write does not bring it back.
+    """
 
     user_session_id: str
+    now: datetime
     expect: Expect = PRESENT
+    once: IdempotencyKey | None = None
 
     def __post_init__(self) -> None:
         if self.expect.absent:
@@ -138,9 +195,106 @@ class Deleted(Struct, frozen=True):
 
 
 class Conflict(Struct, frozen=True):
-    """The session was not what the write expected, and the write changed nothing. `current` None: it is absent."""
+    """The session was not what the write expected, and the write changed nothing. `current` None: it is absent.
+
+    `session` is there if the write has asked to see it, and then it is in the version `current`.
+    """
 
     current: Tag | None
+    session: Session | None = None
+
+
+class Replay(Struct, frozen=True):
+    """A write with this idempotency key has been applied before; this time nothing was changed.
+
+    `outcome` is what it came to then. `chat_state` is there only if the write kept the state that it found, and until
+    the session is deleted: a retry brings its own.
+    """
+
+    digest: bytes
+    outcome: Summary | Deleted
+    chat_state: str | None = None
+
+
+class Summary(Struct, frozen=True):
+    """A session without its state; the members are those of `Session`."""
+
+    session_id: str
+    user_session_id: str
+    last_activity: datetime
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    expires_at: datetime | None = None
+
+
+class Version(Struct, frozen=True):
+    """A version of a session: what was saved when. `size` is in bytes of UTF-8, `chat_state` None if not asked for."""
+
+    session_id: str
+    version: int
+    last_activity: datetime
+    saved_at: datetime
+    size: int
+    chat_state: str | None = None
+
+
+class SessionQuery(Struct, frozen=True, kw_only=True):
+    """A page of the sessions that have not expired.
+
+    order    by last activity, newest first, or by id, in the order of its bytes in UTF-8
+    after    the last session of the page before
+    prefix   only ids that begin with it, literally
+    active_after, active_before    only last activities from then on, and before then
+    with_state    give `Session`s, not `Summary`s
+    """
+
+    now: datetime
+    retention: Retention = KEEP
+    order: Literal["activity", "id"] = "activity"
+    limit: int = 100
+    after: Position | None = None
+    prefix: str = ""
+    active_after: datetime | None = None
+    active_before: datetime | None = None
+    with_state: bool = False
+
+
+class Position(NamedTuple):
+    """Where a session stands in a list."""
+
+    last_activity: datetime
+    user_session_id: str
+
+
+class VersionQuery(Struct, frozen=True, kw_only=True):
+    """The versions of a session that are kept, newest first; none when the session is absent.
+
+    `version` asks for that one alone, and `before` for older ones.
+    """
+
+    user_session_id: str
+    now: datetime
+    retention: Retention = KEEP
+    version: int | None = None
+    before: int | None = None
+    limit: int = 100
+    with_state: bool = False
+
+
+class ReplayQuery(Struct, frozen=True, kw_only=True):
+    """What is remembered of a write with this key; at most one `Replay`."""
+
+    user_session_id: str
+    once: IdempotencyKey
+    now: datetime
+
+
+class Swept(Struct, frozen=True):
+    """What one step of sweeping has removed, and where the next one goes on; `next` None: all has been looked at."""
+
+    sessions: int
+    next: str | None = None
 
 
 _FORBIDDEN_IN_ID = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -156,6 +310,23 @@ def check_user_session_id(text: str) -> None:
         raise ValueError("must not contain control characters or lone surrogates")
     if text in (".", ".."):
         raise ValueError("must not be `.` or `..`, which browsers remove from paths")
+
+
+def check_prefix(text: str) -> None:
+    """What an id can begin with."""
+    if len(text) > MAX_ID_LENGTH:
+        raise ValueError(f"must have at most {MAX_ID_LENGTH} characters, has {len(text)}")
+    if _FORBIDDEN_IN_ID.search(text):
+        raise ValueError("must not contain control characters or lone surrogates")
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The first text behind all that begin with the prefix, in the order of code points; None when there is none."""
+    for place in range(len(prefix) - 1, -1, -1):
+        if prefix[place] != "\U0010ffff":
+            following = ord(prefix[place]) + 1
+            return prefix[:place] + chr(0xE000 if following == 0xD800 else following)  # surrogates are in no id
+    return None
 
 
 def check_chat_state(text: str, require_json: bool) -> None:

@@ -12,11 +12,12 @@ from tests.servers.ports import LOOPBACK
 
 @dataclass
 class Asked:
-    """One request as it arrived: `b"POST"`, its path, its body."""
+    """One request as it arrived: `b"POST"`, its path, its body, and its header fields by their names in lower case."""
 
     method: bytes
     path: bytes
     body: bytes
+    fields: dict[bytes, bytes] = field(default_factory=dict)
 
 
 Answerer = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
@@ -86,6 +87,6 @@ async def _read(reader: asyncio.StreamReader) -> Asked:
     line, *fields = head[:-4].split(b"\r\n")
     method, path, version = line.split(b" ")
     assert version == b"HTTP/1.1"
-    names = {name.lower(): value.strip() for name, _, value in (field.partition(b":") for field in fields)}
-    assert b"host" in names
-    return Asked(method, path, await reader.readexactly(int(names.get(b"content-length", b"0"))))
+    named = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in fields)}
+    assert b"host" in named
+    return Asked(method, path, await reader.readexactly(int(named.get(b"content-length", b"0"))), named)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import psutil
 import pytest
@@ -13,12 +15,14 @@ from msgspec import json as typed_json
 from bench import peers
 from bench.__main__ import main
 from bench.limits import script
+from bench.lists import Client
 from bench.load import Latency
-from bench.measure import ordered
+from bench.measure import RunFailed, ordered
 from bench.report import WIDTH, report
-from bench.results import OPEN, STANDARD, Figures, Results, Spread, ratio
+from bench.results import OPEN, STANDARD, Comparison, Figures, Results, RowName, Spread, ratio
 from bench.systems import NotRun, Running, System
 from chatstate.stores import sql
+from tests.bench.small_server import Asked, answer, serving
 
 TINY = ["--rounds", "1", "--seconds", "0.2", "--sessions", "20", "--connections", "4", "--state-bytes", "200"]
 
@@ -80,6 +84,62 @@ def test_a_tiny_bench_beside_pgbench(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "to pgbench, 64 clients" in capsys.readouterr().out
 
 
+def test_tiny_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results.json"
+    assert main(["--only", "turns", "--systems", "SQLite", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert not results.failed
+    assert not [row for row in results.rows if row.errors or not row.rounds[0].requests]
+    assert sorted({row.mix for row in results.rows}) == ["append", "conditional", "keyed", "save"]
+    whats = [compared.what for compared in results.comparisons]
+    assert whats == [
+        "conditional save : save",
+        "with an idempotency key : save",
+        "append to 12 KB : save of the whole",
+        "with a history of 10 : save",
+        "index : none, 20 × 200 bytes",
+        "index : none, 2,000 × 200 bytes",
+    ]
+    assert all(results.ratio(compared, measure) for compared in results.comparisons for measure in compared.measures)
+    text = capsys.readouterr().out
+    assert all(what in text for what in whats)
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_tiny_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results.json"
+    assert main(["--only", "lists", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert not results.failed
+    rare = "prefix of 1 in 1,000"
+    kinds = ["newest first", "by id", f"newest first, {rare}", f"by id, {rare}"]
+    cases = [f"2,000 sessions, {kind}" for kind in kinds]
+    assert [row.case for row in results.rows if row.mix == "page" and row.system == "chatstate, SQLite"] == cases
+    assert {compared.what for compared in results.comparisons} == {"page 20 : page 1"}
+    assert len(results.comparisons) == 2 * 2  # on both stores, for the two lists that have many pages
+    text = capsys.readouterr().out
+    assert "lists of 2,000 sessions" in text
+    assert all(kind in text for kind in kinds)
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+async def test_a_far_page_is_found_by_the_links() -> None:
+    async def page(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        given = dict(parse_qsl(urlsplit(asked.path.decode()).query))
+        behind = int(given.get("cursor", 0)) + int(given["limit"])
+        link = f'Link: </list?limit={given["limit"]}&order=id&cursor={behind}>; rel="next"\r\n'
+        writer.write(answer(b"{}", headers=link.encode().lower() if behind < 2500 else b""))
+
+    async with serving(page) as server:
+        client = await asyncio.to_thread(Client, server.port)
+        with closing(client):
+            far = await asyncio.to_thread(client.find, "/list?limit=100&order=id", 24)
+            assert far == "/list?limit=100&order=id&cursor=2300"
+            assert [asked.path.count(b"limit=1000&") for asked in server.asked] == [1, 1, 0, 0, 0]
+            with pytest.raises(RunFailed, match="the list ends"):
+                await asyncio.to_thread(client.find, "/list?limit=100", 30)
+
+
 def test_an_interrupt_leaves_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -131,6 +191,21 @@ def test_the_report_puts_ratios_first_and_flags_errors() -> None:
     assert any(line.split() == ["to", "Replaced", "×8", "1/20.0"] for line in lines)
     assert any(line.split()[:2] == ["Broken", "10!"] for line in lines)
     assert any("Broken, standard, save: 3, such as 'HTTP/1.1 500'" in line for line in lines)
+
+
+def test_floors_that_are_missed_are_named() -> None:
+    results = Results(date="2026-01-01T00:00:00Z")
+    names: list[RowName] = [("case", "chatstate, SQLite", mix) for mix in ("conditional", "keyed", "save")]
+    for (case, system, mix), rate in zip(names, (80, 90, 100), strict=True):
+        results.add("turns", case, system, mix, figures(0, rate))
+    for what, ours in (("dear", names[0]), ("cheap", names[1])):
+        compared = Comparison(what=what, ours=ours, theirs=names[2], measures=("rate",), floors={"rate": 1.15})
+        results.comparisons.append(compared)
+    lines = [line.split() for line in report(results).splitlines()]
+    assert ["dear", "SQLite", "×0.80", "×1.00", "MISSED:", "rate", "80"] in lines
+    assert ["cheap", "SQLite", "×0.90", "×1.00", "met", "90"] in lines
+    results.summarise()
+    assert [(found.mix, found.median) for found in results.ratios] == [("conditional", 0.8), ("keyed", 0.9)]
 
 
 def test_every_round_has_another_order() -> None:

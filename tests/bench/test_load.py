@@ -12,7 +12,8 @@ import httptools
 import pytest
 
 from bench.apis import APIS
-from bench.load import COUNTING, MARK, Answer, Requests, Result, Spec, perform, states
+from bench.load import COUNTING, Answer, Result, Spec, perform
+from bench.requests import MARK, MESSAGE_BYTES, Requests, states
 from tests.bench.small_server import Asked, SmallServer, always, answer, chunked, serving
 
 STATE_BYTES = 200
@@ -89,8 +90,12 @@ class Parsed:
 
     def __init__(self, data: bytes) -> None:
         self.body, self.complete = b"", 0
+        self.fields: dict[bytes, bytes] = {}
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields[name.lower()] = value
 
     def on_body(self, body: bytes) -> None:
         self.body += body
@@ -110,6 +115,28 @@ def test_requests_are_http_and_every_state_is_a_new_one(api: str) -> None:
     assert all("messages" in json.loads(text) for text in texts)
     assert Parsed(requests.load(3)).complete == 1
     assert Parsed(APIS[api].fill(3, "{}")).complete == 1
+
+
+def test_every_key_is_another_one() -> None:
+    def keys(requests: Requests) -> set[bytes]:
+        saves = [Parsed(requests.keyed(number % 3)) for number in range(50)]
+        assert all(len(find_state(json.loads(save.body)).encode()) == 600 for save in saves)
+        return {save.fields[b"idempotency-key"] for save in saves}
+
+    first, second = keys(Requests(APIS["chatstate"], 600, seed=1)), keys(Requests(APIS["chatstate"], 600, seed=1))
+    assert len(first | second) == 100  # also from run to run: a server remembers them
+
+
+def test_an_append_is_a_json_patch_with_a_message() -> None:
+    requests = Requests(APIS["chatstate"], 600, seed=1)
+    patches = [Parsed(requests.append(number)) for number in range(10)]
+    assert all(patch.complete == 1 for patch in patches)
+    assert {patch.fields[b"content-type"] for patch in patches} == {b"application/json-patch+json"}
+    operations = [operation for patch in patches for operation in json.loads(patch.body)]
+    assert {(operation["op"], operation["path"]) for operation in operations} == {("add", "/messages/-")}
+    messages = [json.dumps(operation["value"], separators=(",", ":")) for operation in operations]
+    assert len(set(messages)) == 10
+    assert {len(message) for message in messages} == {MESSAGE_BYTES}
 
 
 def find_state(body: dict[str, object]) -> str:
@@ -219,6 +246,57 @@ async def test_a_server_that_is_not_there() -> None:
     result = await perform(spec(server))
     assert (result.requests, result.rate) == (0, 0)
     assert "cannot connect" in result.example
+
+
+class Versions:
+    """A server of sessions that have nothing but versions, and refuses what If-Match does not allow."""
+
+    def __init__(self) -> None:
+        self.versions: Counter[str] = Counter()
+        self.refused = 0
+
+    async def __call__(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        name = asked.path.decode().rpartition("/")[2]
+        if asked.method == b"POST":
+            await asyncio.sleep(0)  # others may come in between
+            name = json.loads(asked.body)["user_session_id"]
+            if asked.fields.get(b"if-match") != self.tag(name):
+                self.refused += 1
+                writer.write(answer(b"", b"412 Precondition Failed"))
+                return
+            self.versions[name] += 1
+        writer.write(answer(ENOUGH, headers=b"etag: %s\r\n" % self.tag(name)))
+
+    def tag(self, name: str) -> bytes:
+        return f'"{name}-{self.versions[name]}"'.encode()
+
+
+async def test_a_conditional_save_has_the_current_tag() -> None:
+    versions = Versions()
+    async with serving(versions) as server:
+        result = await perform(spec(server, mix="conditional", sessions=5))
+        asked = Counter(asked.method for asked in server.asked)
+    assert (result.errors, versions.refused) == (0, 0)
+    assert result.saves is not None
+    assert 0 < result.saves.requests <= asked[b"POST"] == versions.versions.total()
+    assert len(versions.versions) == asked[b"GET"] == 5  # each was loaded once, for its first tag
+    assert max(versions.versions.values()) > 1
+
+
+async def test_without_tags_there_is_nothing_to_save() -> None:
+    async with serving(always(answer(b"", b"404 Not Found"))) as server:
+        result = await perform(spec(server, mix="conditional"))
+        assert {asked.method for asked in server.asked} == {b"GET"}
+    assert (result.requests, result.rate) == (0, 0)
+    assert "404" in result.example
+
+
+async def test_the_bytes_on_the_wire_are_counted() -> None:
+    reply = chunked(ENOUGH, b"more")
+    async with serving(always(reply)) as server:
+        result = await perform(spec(server, mix="load"))
+    request = APIS["chatstate"].load(0)
+    assert result.wire_bytes == result.requests * (len(request) + len(reply))
 
 
 async def test_an_open_loop_keeps_its_rate() -> None:

@@ -169,12 +169,11 @@ def deployment(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(scope="module")
-def store_url(deployment: str, tmp_path_factory: pytest.TempPathFactory, servers: RunningServers) -> Iterator[str]:
-    """The URL of an empty database, of each kind in turn; here it lives as long as a module's server."""
+@contextmanager
+def _database(deployment: str, folders: pytest.TempPathFactory, servers: RunningServers) -> Iterator[str]:
     store_name = deployment.removesuffix(_OVER_ASGI)
     if store_name == "sqlite":
-        yield f"sqlite:///{tmp_path_factory.mktemp('http')}/chatstate.db"
+        yield f"sqlite:///{folders.mktemp('http')}/chatstate.db"
         return
     postgres = servers.get(store_name)
     url = asyncio.run(postgres.create_database())
@@ -183,11 +182,38 @@ def store_url(deployment: str, tmp_path_factory: pytest.TempPathFactory, servers
 
 
 @pytest.fixture(scope="module")
-def server(deployment: str, store_url: str, serve: Serve) -> Iterator[Server]:
+def store_url(deployment: str, tmp_path_factory: pytest.TempPathFactory, servers: RunningServers) -> Iterator[str]:
+    """The URL of an empty database, of each kind in turn; here it lives as long as a module's server."""
+    with _database(deployment, tmp_path_factory, servers) as url:
+        yield url
+
+
+@pytest.fixture
+def own_url(deployment: str, tmp_path_factory: pytest.TempPathFactory, servers: RunningServers) -> Iterator[str]:
+    """The URL of an empty database of the same kind, for a test that starts servers of its own."""
+    with _database(deployment, tmp_path_factory, servers) as url:
+        yield url
+
+
+Start = Callable[..., AbstractContextManager[Server]]
+
+
+@pytest.fixture(scope="module")
+def start(deployment: str, serve: Serve) -> Start:
+    """`with start(store_url, history=3) as server:` runs chatstate itself, with these settings, and with this clock."""
+
+    def start(url: str, *, clock: SettableClock | None = None, **settings: Any) -> AbstractContextManager[Server]:
+        clock = clock or SettableClock()
+        app = create_app(create_store(url), clock=clock, **settings)
+        return serve(app, clock=clock, asgi=deployment.endswith(_OVER_ASGI))
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def server(start: Start, store_url: str) -> Iterator[Server]:
     """chatstate itself, on each store; one server for the tests of a module."""
-    clock = SettableClock()
-    app = create_app(create_store(store_url), clock=clock)
-    with serve(app, clock=clock, asgi=deployment.endswith(_OVER_ASGI)) as running:
+    with start(store_url) as running:
         yield running
 
 

@@ -174,7 +174,7 @@ def test_a_page_may_read_errors(server: Server, new_id: str, origin: str) -> Non
         page.fetch("POST", SESSIONS, {"user_session_id": new_id}),
         page.fetch("GET", f"{path}-missing"),
         page.fetch("GET", "/nothing"),
-        page.fetch("GET", SESSIONS),
+        page.fetch("PUT", SESSIONS, {}),
         page.fetch("POST", SESSIONS, body, {"If-None-Match": "*"}),
         page.fetch("PUT", path, {"chat_state": "a" * (3 << 20)}),
         page.fetch("PUT", path, "x", {"Content-Type": "text/plain"}),

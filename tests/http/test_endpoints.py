@@ -364,9 +364,9 @@ def test_a_session_that_is_created_again_is_another_one(client: httpx.Client, ne
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", SESSIONS, {"POST"}),
-        ("PUT", SESSIONS, {"POST"}),
-        ("DELETE", SESSIONS, {"POST"}),
+        ("PUT", SESSIONS, {"GET", "HEAD", "POST"}),
+        ("PATCH", SESSIONS, {"GET", "HEAD", "POST"}),
+        ("DELETE", SESSIONS, {"GET", "HEAD", "POST"}),
         ("POST", f"{SESSIONS}/x", {"GET", "HEAD", "PUT", "DELETE"}),
         ("POST", "/healthz", {"GET", "HEAD"}),
         ("DELETE", "/readyz", {"GET", "HEAD"}),
@@ -401,7 +401,7 @@ EVERY = [
     ("GET", SESSIONS, None, {"Origin": "http://evil.test"}, {403}),
     ("GET", f"{SESSIONS}/none", None, {}, {404}),
     ("GET", "/none", None, {}, {404}),
-    ("GET", SESSIONS, None, {}, {405}),
+    ("PUT", SESSIONS, None, {}, {405}),
     ("POST", SESSIONS, CREATE, {"If-None-Match": "*"}, {412}),
     ("POST", SESSIONS, {"user_session_id": "every", "chat_state": "a" * (LIMIT + 1)}, {}, {413}),
     ("POST", SESSIONS, CREATE, {"Content-Type": "text/plain"}, {415}),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,8 +18,12 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from chatstate import create_app, create_store
+from chatstate.http.api import PROBLEMS_EVERYWHERE
 from chatstate.http.problems import STATUS
 from chatstate.http.routes import ENDPOINTS
+from chatstate.http.states import SESSION, SESSIONS
+from chatstate.http.visits import VISITS
+from chatstate.patches import MEDIA_TYPES
 from tests.http.conftest import Serve
 from tools.reference.__main__ import contents
 from tools.reference.openapi import document, messages
@@ -84,10 +91,12 @@ def test_the_files_of_the_reference_are_up_to_date() -> None:
         assert path.read_text("utf-8") == text, f"{path.name} is out of date; make it anew: make reference"
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     spec = document(ENDPOINTS)
-    for kind, name in re.findall(r'"#/components/(\w+)/([^"]+)"', json.dumps(spec)):
-        assert name in spec["components"][kind]
+    references = set(re.findall(r'"#/components/(\w+)/([^"]+)"', json.dumps(spec)))
+    components = {(kind, name) for kind, found in spec["components"].items() for name in found}
+    described = {("examples", code) for code in re.findall(r"\d{3} `(\w+)`", spec["info"]["description"])}
+    assert references <= components <= references | described
 
 
 def test_the_document_has_every_route_and_nothing_else() -> None:
@@ -99,7 +108,63 @@ def test_every_operation_has_every_answer_of_its_route() -> None:
     spec = document(ENDPOINTS)
     for endpoint in ENDPOINTS:
         answers = spec["paths"][endpoint.path][endpoint.method.lower()]["responses"]
-        assert answers.keys() == {str(status) for status in (*endpoint.answers, *endpoint.problems)}
+        codes = {*endpoint.problems, *PROBLEMS_EVERYWHERE}
+        assert answers.keys() == {str(status) for status in (*endpoint.answers, *(STATUS[code] for code in codes))}
+        problems = [answer["content"].get("application/problem+json") for answer in _with_content(answers)]
+        assert {code for problem in problems if problem for code in problem["examples"]} == codes
+
+
+def _with_content(answers: dict[str, Any]) -> list[Any]:
+    return [answer for answer in answers.values() if "content" in answer]
+
+
+def test_every_operation_has_the_parameters_of_its_route() -> None:
+    spec = document(ENDPOINTS)
+    for endpoint in ENDPOINTS:
+        references = spec["paths"][endpoint.path][endpoint.method.lower()]["parameters"]
+        found = [spec["components"]["parameters"][reference["$ref"].rpartition("/")[2]] for reference in references]
+        in_path = [parameter["name"] for parameter in found if parameter["in"] == "path"]
+        assert in_path == re.findall(r"{(\w+)}", endpoint.path)
+        assert all(parameter.get("required", False) == (parameter["in"] == "path") for parameter in found)
+
+
+def _operation(method: str, path: str) -> Any:
+    return document(ENDPOINTS)["paths"][path][method.lower()]
+
+
+def test_a_patch_has_a_schema_for_each_media_type_that_the_server_takes() -> None:
+    assert _operation("PATCH", SESSION)["requestBody"]["content"].keys() == MEDIA_TYPES.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        (
+            "POST",
+            SESSIONS,
+            {"200": "ETag Idempotency-Replayed", "201": "ETag Location Idempotency-Replayed"}
+            | {"412": "ETag Preference-Applied"},
+        ),
+        ("GET", SESSIONS, {"200": "Link"}),
+        ("GET", SESSION, {"200": "ETag", "304": "ETag", "412": "ETag"}),
+        (
+            "PATCH",
+            SESSION,
+            {"200": "ETag Preference-Applied Idempotency-Replayed", "412": "ETag Preference-Applied"}
+            | {"415": "Accept-Patch"},
+        ),
+        ("DELETE", SESSION, {"200": "Idempotency-Replayed", "412": "ETag Preference-Applied"}),
+        ("GET", f"{SESSION}/versions", {"200": "ETag Link"}),
+        ("GET", f"{SESSION}/versions/{{version}}", {"200": "ETag"}),
+        ("POST", VISITS, {"201": "Location"}),
+        ("GET", VISITS, {"200": "Link"}),
+        ("PATCH", f"{VISITS}/{{sessionId}}", {"415": "Accept-Patch"}),
+    ],
+)
+def test_an_answer_has_the_headers_that_the_server_sends(method: str, path: str, headers: dict[str, str]) -> None:
+    answers = _operation(method, path)["responses"]
+    found = {status: " ".join(answer["headers"]) for status, answer in answers.items() if answer["headers"]}
+    assert found == {**headers, "503": "Retry-After"}
 
 
 def test_every_error_code_is_in_the_answers_with_its_status_or_in_the_description() -> None:
@@ -125,6 +190,81 @@ def test_the_page_shows_every_route_and_every_code(html: str) -> None:
     for code, message in messages().items():
         assert f"{code}{STATUS[code]}" in text
         assert message.replace("`", "") in text
+
+
+def test_the_page_shows_every_parameter_and_every_header(html: str) -> None:
+    page, components = Page(html), document(ENDPOINTS)["components"]
+    text = page.text.replace("\n", "")
+    for parameter in components["parameters"].values():
+        assert parameter["name"] in text
+        assert parameter["description"].replace("`", "") in text
+    for header in components["headers"].values():
+        assert header["description"].replace("`", "") in text
+    assert {"sent-if-match", "sent-idempotency-key", "answered-etag", "answered-accept-patch"} <= page.ids
+
+
+Call = tuple[str, str, dict[str, str], str | None]
+
+
+def _calls(html: str) -> dict[str, list[Call]]:
+    """What the curl lines of the page send, by the operation that they stand at."""
+    calls: dict[str, list[Call]] = {}
+    for operation, article in re.findall(r'<article aria-labelledby="(\w+)">(.*?)</article>', html, re.DOTALL):
+        for line in re.findall(r"<code>(curl .*?)</code>", article, re.DOTALL):
+            words = iter(shlex.split(unescape(line).replace("\\\n", " "))[1:])
+            method, url, headers, body = "GET", "", {}, None
+            for word in words:
+                if word == "-X":
+                    method = next(words)
+                elif word == "-H":
+                    name, _, value = next(words).partition(": ")
+                    headers[name] = value
+                elif word == "-d":
+                    body = next(words)
+                else:
+                    url = word
+            calls.setdefault(operation, []).append((method, url, headers, body))
+    return calls
+
+
+def _send(client: httpx.Client, call: Call) -> httpx.Response:
+    method, url, headers, body = call
+    return client.request(method, url, headers=headers, content=body)
+
+
+def test_the_curl_lines_of_the_page_work(serve: Serve, tmp_path: Path) -> None:
+    app = create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"))
+    with serve(app) as server, httpx.Client(base_url=server.base_url) as client:
+        calls = _calls(client.get("/docs").text)
+        assert {operation: len(lines) for operation, lines in calls.items() if len(lines) != 1} == {"patch": 2}
+        for endpoint in ENDPOINTS:
+            for call in calls[endpoint.handler.__name__]:
+                _send(client, calls["delete"][0])
+                if endpoint.handler.__name__ != "save":
+                    _send(client, calls["save"][0])
+                answer = _send(client, call)
+                assert (call[0], answer.status_code) in {(endpoint.method, status) for status in endpoint.answers}, call
+
+
+def test_the_first_curl_line_of_patch_appends_a_message(client: httpx.Client, html: str) -> None:
+    calls = _calls(html)
+    _send(client, calls["delete"][0])
+    assert _send(client, calls["save"][0]).status_code == 201
+    assert _send(client, calls["patch"][0]).status_code == 200
+    state = json.loads(client.get(calls["load"][0][1]).json()["chat_state"])
+    assert state["messages"] == [{"role": "user", "content": "Hello"}]
+
+
+def test_a_server_that_requires_preconditions_says_so_where_the_document_does(
+    serve: Serve, tmp_path: Path, html: str
+) -> None:
+    store = create_store(f"sqlite:///{tmp_path}/chatstate.db")
+    with serve(create_app(store, require_preconditions=True)) as server, httpx.Client() as client:
+        for endpoint in ENDPOINTS:
+            method, url, headers, body = _calls(html)[endpoint.handler.__name__][0]
+            url = f"{server.base_url}{httpx.URL(url).raw_path.decode()}"
+            answer = client.request(method, url, headers=headers, content=body)
+            assert (answer.status_code == 428) == ("precondition_required" in endpoint.problems)
 
 
 def test_the_page_is_accessible(html: str) -> None:

@@ -1,4 +1,7 @@
-"""ETag, If-Match and If-None-Match (RFC 9110, sections 8.8.3 and 13): no writer overwrites what it has not seen."""
+"""ETag, If-Match and If-None-Match (RFC 9110, sections 8.8.3 and 13): no writer overwrites what it has not seen.
+
+States here are JSON texts, so that every method that writes can write them.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,38 @@ from typing import TypeVar
 import httpx
 import pytest
 
-from tests.http.conftest import Server
+from tests.http.conftest import Server, Start
+from tests.http.test_endpoints import RECORD
 
 SESSIONS = "/chat-state-sessions"
+STATE, CHANGED = '"state"', '"changed"'
 _T = TypeVar("_T")
 
 Headers = dict[str, str] | list[tuple[str, str]]
 
 
 def save(
-    client: httpx.Client, user_session_id: str, state: str = "state", headers: Headers | None = None
+    client: httpx.Client, user_session_id: str, state: str = STATE, headers: Headers | None = None
 ) -> httpx.Response:
     body = {"user_session_id": user_session_id, "chat_state": state}
     return client.post(SESSIONS, json=body, headers=headers)
 
 
 def write(
-    client: httpx.Client, method: str, user_session_id: str, headers: Headers, state: str = "changed"
+    client: httpx.Client, method: str, user_session_id: str, headers: Headers | None, state: str = CHANGED
 ) -> httpx.Response:
-    """A write with each of the three methods that write."""
+    """A write in each of the ways to write. `restore` brings back the current version."""
     if method == "POST":
         return save(client, user_session_id, state, headers)
-    body = {"chat_state": state} if method == "PUT" else None
-    return client.request(method, f"{SESSIONS}/{user_session_id}", json=body, headers=headers)
+    target = f"{SESSIONS}/{user_session_id}"
+    if method == "restore":
+        number = load(client, user_session_id).headers.get("etag", '-1"').rpartition("-")[2].strip('"')
+        return client.post(f"{target}/restore", json={"version": int(number)}, headers=headers)
+    if method == "PATCH":
+        fields = list(headers.items() if isinstance(headers, dict) else headers or [])
+        fields.append(("Content-Type", "application/merge-patch+json"))
+        return client.patch(target, content=state.encode(), headers=fields)
+    return client.request(method, target, json={"chat_state": state} if method == "PUT" else None, headers=headers)
 
 
 def load(client: httpx.Client, user_session_id: str, headers: Headers | None = None) -> httpx.Response:
@@ -55,7 +67,8 @@ def assert_malformed(answer: httpx.Response, header: str) -> None:
     assert [error["member"] for error in answer.json()["errors"]] == [header]
 
 
-writes = pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+WRITES = ["POST", "PUT", "PATCH", "restore", "DELETE"]
+writes = pytest.mark.parametrize("method", WRITES)
 saves = pytest.mark.parametrize("method", ["POST", "PUT"])
 
 # --- The tag ----------------------------------------------------------------------------------------------------------
@@ -179,12 +192,12 @@ def test_if_none_match_star_creates_only(client: httpx.Client, new_id: str) -> N
     assert load(client, new_id).json()["chat_state"] == "first"
 
 
-@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "restore", "DELETE"])
 def test_if_none_match_star_never_changes_what_exists(client: httpx.Client, new_id: str, method: str) -> None:
     assert write(client, method, new_id, {"If-None-Match": "*"}).status_code == 404
     tag = save(client, new_id).headers["etag"]
     assert_failed(write(client, method, new_id, {"If-None-Match": "*"}), tag)
-    assert load(client, new_id).json()["chat_state"] == "state"
+    assert load(client, new_id).json()["chat_state"] == STATE
 
 
 @writes
@@ -239,7 +252,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("method", ["GET", *WRITES])
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
 @pytest.mark.parametrize("value", MALFORMED)
 def test_a_malformed_header_is_refused(client: httpx.Client, new_id: str, method: str, header: str, value: str) -> None:
@@ -306,6 +319,109 @@ def test_get_looks_at_if_match_first(client: httpx.Client, new_id: str) -> None:
     tag = save(client, new_id).headers["etag"]
     assert load(client, new_id, {"If-Match": tag, "If-None-Match": tag}).status_code == 304
     assert_failed(load(client, new_id, {"If-Match": '"x"', "If-None-Match": tag}), tag)
+
+
+# --- What the answer to a failure shows -------------------------------------------------------------------------------
+
+PREFERRED = {"Prefer": "return=representation"}
+
+
+@writes
+@pytest.mark.parametrize(
+    "condition", [{"If-Match": '"x-1"'}, {"If-None-Match": "*"}], ids=["If-Match", "If-None-Match"]
+)
+def test_a_failure_shows_the_session_if_the_client_prefers_so(
+    client: httpx.Client, new_id: str, method: str, condition: dict[str, str]
+) -> None:
+    """Who has lost merges, and tries again with the tag of what it has merged; it need not load."""
+    current = client.post(
+        SESSIONS, json={"user_session_id": new_id, "chat_state": "Grüße 😀", "expires_in_seconds": 600}
+    )
+    answer = write(client, method, new_id, condition | PREFERRED)
+    assert_failed(answer, current.headers["etag"])
+    assert answer.json()["current"] == current.json()
+    assert answer.json()["current"].keys() == RECORD.keys() | {"expires_at"}
+    assert answer.headers["preference-applied"] == "return=representation"
+    assert write(client, "PUT", new_id, {"If-Match": answer.headers["etag"]}).status_code == 200
+
+
+@writes
+@pytest.mark.parametrize("headers", [{}, {"Prefer": "return=minimal"}, {"Prefer": "wait=1"}])
+def test_a_failure_shows_no_session_otherwise(
+    client: httpx.Client, new_id: str, method: str, headers: dict[str, str]
+) -> None:
+    tag = save(client, new_id).headers["etag"]
+    answer = write(client, method, new_id, {"If-Match": '"x-1"', **headers})
+    assert_failed(answer, tag)
+    assert "current" not in answer.json()
+    assert "preference-applied" not in answer.headers
+
+
+@writes
+def test_a_failure_shows_no_session_that_is_absent(client: httpx.Client, new_id: str, method: str) -> None:
+    for _ in ("never there", "deleted"):
+        answer = write(client, method, new_id, {"If-Match": "*", **PREFERRED})
+        assert_failed(answer, None)
+        assert "current" not in answer.json()
+        assert "preference-applied" not in answer.headers
+        save(client, new_id)
+        client.delete(f"{SESSIONS}/{new_id}")
+
+
+def test_a_failed_get_shows_no_session(client: httpx.Client, new_id: str) -> None:
+    """Its answer would be the session."""
+    tag = save(client, new_id).headers["etag"]
+    answer = load(client, new_id, {"If-Match": '"x-1"', **PREFERRED})
+    assert_failed(answer, tag)
+    assert "current" not in answer.json()
+
+
+@writes
+def test_other_failures_show_no_session(client: httpx.Client, new_id: str, method: str) -> None:
+    save(client, new_id)
+    answer = write(client, method, new_id, {"If-Match": "malformed", **PREFERRED})
+    assert_malformed(answer, "If-Match")
+    assert "current" not in answer.json()
+
+
+# --- Servers that require preconditions -------------------------------------------------------------------------------
+
+
+def test_a_write_without_a_precondition_may_be_refused(start: Start, own_url: str) -> None:
+    """The setting CHATSTATE_REQUIRE_PRECONDITIONS; reads need none."""
+    with start(own_url, require_preconditions=True) as server, httpx.Client(base_url=server.base_url) as client:
+        for method in WRITES:
+            assert_required(write(client, method, "one", None))
+        tag = save(client, "one", headers={"If-None-Match": "*"}).headers["etag"]
+        for method in WRITES:
+            for headers in ({}, {"Idempotency-Key": "key"}, PREFERRED, {"If-Modified-Since": "0"}):
+                assert_required(write(client, method, "one", headers))
+            assert_malformed(write(client, method, "one", {"If-Match": ""}), "If-Match")
+        for path in ("", "/one", "/one/versions", "/one/versions/1"):
+            assert client.get(f"{SESSIONS}{path}").status_code == 200
+        assert load(client, "one").headers["etag"] == tag
+        for method in WRITES[:-1]:
+            tag = write(client, method, "one", {"If-Match": tag}).headers["etag"]
+        assert write(client, "PUT", "one", {"If-None-Match": '"x"'}).status_code == 200
+        assert write(client, "DELETE", "one", {"If-Match": "*"}).status_code == 200
+
+
+def assert_required(answer: httpx.Response) -> None:
+    assert answer.status_code == 428
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "precondition_required"
+    assert "If-Match" in answer.json()["detail"]
+    assert "etag" not in answer.headers
+
+
+def test_a_body_is_checked_before_a_precondition_is_required(start: Start, own_url: str) -> None:
+    with start(own_url, require_preconditions=True) as server:
+        for method, target in (("POST", SESSIONS), ("PUT", f"{SESSIONS}/one"), ("POST", f"{SESSIONS}/one/restore")):
+            assert server.send(method, target, b"[]").json()["code"] == "invalid_request"
+            assert server.send(method, target, b"{").json()["code"] == "invalid_json"
+            assert server.send(method, target, b"{}", {"Content-Type": "text/plain"}).status == 415
+        patch = {"Content-Type": "application/json-patch+json"}
+        assert server.send("PATCH", f"{SESSIONS}/one", b"{}", patch).json()["code"] == "invalid_patch"
 
 
 # --- Races ------------------------------------------------------------------------------------------------------------
@@ -376,5 +492,5 @@ def test_a_tag_with_characters_that_no_id_has_matches_nothing(client: httpx.Clie
     """The same on every store, whatever its database makes of such characters."""
     tag = save(client, new_id).headers["etag"]
     value = f'"{opaque}"'.format(tag=tag.strip('"')).encode("latin-1")
-    answer = client.put(f"{SESSIONS}/{new_id}", json={"chat_state": "x"}, headers=[(b"If-Match", value)])  # type: ignore[arg-type]
+    answer = client.put(f"{SESSIONS}/{new_id}", json={"chat_state": "x"}, headers=[(b"If-Match", value)])
     assert_failed(answer, tag)

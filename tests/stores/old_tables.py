@@ -11,12 +11,21 @@ import asyncpg
 
 from chatstate.model import Session, Write
 from chatstate.stores import Store, create_store
+from chatstate.stores.contract import NOW
 from chatstate.stores.sql import migrations
 
 Connection = Any
 
 STEPS = [migration.name for migration in migrations("postgres")]
 """What `migrate` applies to a database without our tables."""
+
+OUR_COLUMNS = [
+    ("version", "bigint", True, "1", None),
+    ("expires_in_seconds", "bigint", False, None, None),
+    ("expires_at", "timestamp with time zone", False, None, None),
+]
+OUR_TRIGGERS = ["chatstate_forget_deleted", "chatstate_forget_replaced", "chatstate_raise_version"]
+"""What `migrate` adds to a table that is there."""
 
 # The "Option 1" of the old service's documentation, to the letter.
 SEED_SQL = """\
@@ -157,7 +166,7 @@ async def commit_one(store: Store, write: Write) -> Any:
 
 
 async def load_one(store: Store, user_session_id: str) -> Session | None:
-    return (await store.load([user_session_id])).get(user_session_id)
+    return (await store.load([user_session_id], NOW)).get(user_session_id)
 
 
 class Shape(NamedTuple):

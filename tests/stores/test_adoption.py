@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from chatstate.errors import OutcomeUnknown, WriteRefused
-from chatstate.model import PRESENT, Conflict, Delete, Deleted, Session, Tag, none_of, one_of
+from chatstate.model import PRESENT, Conflict, Deleted, Session, Tag, none_of, one_of
 from chatstate.stores import Store
-from chatstate.stores.contract import NOW, saving
+from chatstate.stores.contract import NOW, deleting, saving
 from tests.servers.postgres import database_of
 from tests.stores.old_tables import (
     OLD_COLUMNS,
     OLD_ROWS,
+    OUR_COLUMNS,
+    OUR_TRIGGERS,
     PRISMA_TEXT,
     PRISMA_UUID,
     SEED,
@@ -70,15 +72,15 @@ async def test_rows_columns_and_indexes_stay_as_they_were(old: OldDatabase) -> N
         assert await store.migrate() == []
     after = await shape(old.connection)
     assert await old_rows(old) == rows
-    assert after.columns == [*before.columns, ("version", "bigint", True, "1", None)]
+    assert after.columns == [*before.columns, *OUR_COLUMNS]
     assert (after.indexes, after.constraints) == (before.indexes, before.constraints)
-    assert [name for name, _ in after.triggers] == ["chatstate_raise_version"]
+    assert [name for name, _ in after.triggers] == OUR_TRIGGERS
 
 
 async def test_old_rows_are_served(old: OldDatabase) -> None:
     rows = await old.connection.fetch("SELECT user_session_id, session_id::text FROM chat_state_sessions")
     async with migrated(old.store_url) as store:
-        sessions = await store.load([*OLD_ROWS, "absent"])
+        sessions = await store.load([*OLD_ROWS, "absent"], NOW)
     assert {key: session.chat_state for key, session in sessions.items()} == OLD_ROWS
     assert {key: session.tag for key, session in sessions.items()} == {key: Tag(sid, 1) for key, sid in rows}
 
@@ -91,7 +93,7 @@ async def test_our_writes_raise_the_version_by_one(old: OldDatabase) -> None:
         assert await load_one(store, ID) == outcomes[-1]
         created = await commit_one(store, saving("new"))
         assert (created.version, await load_one(store, "new")) == (1, created)
-        assert await commit_one(store, Delete(user_session_id=ID)) == Deleted(outcomes[-1].tag)
+        assert await commit_one(store, deleting(ID)) == Deleted(outcomes[-1].tag)
     stored = await old.connection.fetch("SELECT user_session_id FROM chat_state_sessions")
     assert {row[0] for row in stored} == (OLD_ROWS.keys() - {ID}) | {"new"}
 
@@ -215,7 +217,7 @@ async def test_times_beyond_the_calendar_are_its_ends(start: Any, postgres_url: 
             await old.insert(time, "{}")
             times = ", ".join(f"{column} = '{time}'" for column in ("last_activity", "created_at", "updated_at"))
             await old.connection.execute(f"UPDATE chat_state_sessions SET {times} WHERE user_session_id = $1", time)
-        sessions = await store.load([*BEYOND, ID])
+        sessions = await store.load([*BEYOND, ID], NOW)
         assert sessions.keys() == {*BEYOND, ID}
         for time, end in BEYOND.items():
             session = sessions[time]
@@ -233,7 +235,7 @@ async def test_sessions_from_beyond_the_calendar_can_be_written(start: Any, post
         for expect in ({}, {"expect": PRESENT}):
             outcomes = await store.commit([saving(time, "new", now=LAST, **expect) for time in BEYOND])
             assert [(done.created_at, done.last_activity) for done in outcomes] == [(LAST, LAST)] * len(BEYOND)
-        assert {session.version for session in (await store.load(list(BEYOND))).values()} == {4}
+        assert {session.version for session in (await store.load(list(BEYOND), NOW)).values()} == {4}
 
 
 # --- Schemas ----------------------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ async def test_two_schemas_of_one_database_are_independent(postgres_url: str) ->
             session = await load_one(in_public, ID)
             assert session is not None
             assert session.chat_state == OLD_ROWS[ID]
-            assert await commit_one(in_public, Delete(user_session_id=ID)) == Deleted(session.tag)
+            assert await commit_one(in_public, deleting(ID)) == Deleted(session.tag)
         assert await version_of(in_app) == 1
         assert await in_app.migrate() == []
 
@@ -259,7 +261,7 @@ async def test_a_table_is_found_on_the_search_path(postgres_url: str) -> None:
         await owner.execute(f"ALTER DATABASE {database_of(postgres_url)} SET search_path = hidden, app, public")
     async with old_database(SEED._replace(schema="app"), postgres_url) as old, migrated(postgres_url) as store:
         assert await version_of(store) == 1
-        assert [name for name, _ in (await shape(old.connection)).triggers] == ["chatstate_raise_version"]
+        assert [name for name, _ in (await shape(old.connection)).triggers] == OUR_TRIGGERS
         assert await old.connection.fetchval("SELECT to_regclass('public.chat_state_sessions')") is None
 
 
@@ -272,7 +274,7 @@ async def test_a_user_called_chatstate_keeps_the_table(postgres_url: str) -> Non
         await connection.execute(SEED_SQL)
         assert await connection.fetchval("SELECT count(*) FROM chatstate.chat_state_sessions") == 0
     async with migrated(postgres_url) as store:
-        assert (await store.load(["a"]))["a"] == session
+        assert (await store.load(["a"], NOW))["a"] == session
 
 
 async def test_a_row_that_is_refused_in_a_second_attempt_does_not_fail_its_neighbours(postgres_url: str) -> None:
@@ -284,7 +286,7 @@ async def test_a_row_that_is_refused_in_a_second_attempt_does_not_fail_its_neigh
         writes = [saving(key, "state", expect) for key in ("a", "b" * 30, "c")]
         outcomes = await store.commit(writes)
         assert [type(outcome) for outcome in outcomes] == [Session, WriteRefused, Session]
-        assert sorted(await store.load(["a", "c"])) == ["a", "c"]
+        assert sorted(await store.load(["a", "c"], NOW)) == ["a", "c"]
 
 
 async def test_a_trigger_that_changes_ids_does_not_make_a_write_happen_twice(postgres_url: str) -> None:
@@ -300,7 +302,7 @@ async def test_a_trigger_that_changes_ids_does_not_make_a_write_happen_twice(pos
         outcomes = await store.commit([saving("ann"), saving("Bob")])
         assert isinstance(outcomes[0], Session)
         assert isinstance(outcomes[1], OutcomeUnknown), "the row that was written has another id"
-        assert {key: session.version for key, session in (await store.load(["ann", "bob"])).items()} == {
+        assert {key: session.version for key, session in (await store.load(["ann", "bob"], NOW)).items()} == {
             "ann": 1,
             "bob": 1,
         }

@@ -14,13 +14,14 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from chatstate.errors import SchemaMismatch, StoreUnavailable, StoreUnreachable
-from chatstate.model import PRESENT, Delete
+from chatstate.model import PRESENT
 from chatstate.stores import Store, create_store
-from chatstate.stores.contract import saving
+from chatstate.stores.contract import NOW, deleting, saving
 from tests.servers.postgres import Postgres, database_of, wheels
 from tests.stores.old_tables import (
     IN_A_SCHEMA,
     OLD_ROWS,
+    OUR_TRIGGERS,
     SEED,
     SEED_SQL,
     STARTS,
@@ -45,7 +46,7 @@ EMPTY_WITHOUT_SCHEMA = Start("empty-without-its-schema", "", "", "made", in_url=
 async def works(store: Store, user_session_id: str) -> bool:
     """Whether each kind of write does what it should."""
     key = f"{user_session_id}-2"
-    writes = (saving(key), saving(key), saving(key, None, PRESENT), Delete(user_session_id=key))
+    writes = (saving(key), saving(key), saving(key, None, PRESENT), deleting(key))
     created, replaced, kept, _ = [await commit_one(store, write) for write in writes]
     return [created.version, replaced.version, kept.version] == [1, 2, 3] and await load_one(store, key) is None
 
@@ -53,7 +54,7 @@ async def works(store: Store, user_session_id: str) -> bool:
 # --- A fresh table ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_fresh_table_has_one_index_beside_its_keys(postgres_url: str) -> None:
+async def test_a_fresh_table_has_two_indexes_beside_its_keys(postgres_url: str) -> None:
     async with migrated(postgres_url), connected(postgres_url, search_path="public") as connection:
         fresh = await shape(connection)
     assert fresh.constraints == [
@@ -61,8 +62,10 @@ async def test_a_fresh_table_has_one_index_beside_its_keys(postgres_url: str) ->
         ("chat_state_sessions_user_session_id_key", "UNIQUE (user_session_id)"),
     ]
     rest = [(name, sql) for name, sql in fresh.indexes if name not in dict(fresh.constraints)]
-    assert [name for name, _ in rest] == ["idx_chat_state_sessions_last_activity"]
-    assert rest[0][1].endswith("USING btree (last_activity, user_session_id)")
+    assert [sql.partition(" USING ")[2] for _, sql in rest] == [
+        "btree (expires_at) WHERE (expires_at IS NOT NULL)",
+        "btree (last_activity, user_session_id)",
+    ]
 
 
 async def test_a_fresh_table_equals_the_migrated_one(postgres: Postgres, postgres_url: str) -> None:
@@ -76,7 +79,7 @@ async def test_a_fresh_table_equals_the_migrated_one(postgres: Postgres, postgre
     assert fresh.columns == in_bytes != adopted.columns
     assert fresh.constraints == adopted.constraints
     assert fresh.triggers == adopted.triggers
-    assert len(fresh.triggers) == 1
+    assert [name for name, _ in fresh.triggers] == OUR_TRIGGERS
     assert set(dict(adopted.indexes)) - set(dict(fresh.indexes)) == {"idx_chat_state_sessions_user_session_id"}
 
 
@@ -85,11 +88,11 @@ async def test_a_table_that_was_dropped_is_made_again(postgres_url: str) -> None
         await commit_one(store, saving(ID))
         await connection.execute("DROP TABLE public.chat_state_sessions")
         with pytest.raises(StoreUnavailable):
-            await store.load([ID])
+            await store.load([ID], NOW)
         with pytest.raises(StoreUnavailable):
             await store.commit([saving(ID)])
         assert await store.migrate() == STEPS
-        assert await store.load([ID]) == {}
+        assert await store.load([ID], NOW) == {}
         assert await works(store, ID)
 
 
@@ -155,7 +158,7 @@ async def test_the_printed_sql_does_all_of_migrate(start: Start, run_script: Run
         await run_script(postgres_url, script)
         async with opened(store_url) as store:
             assert await store.migrate() == []
-            sessions = await store.load(list(OLD_ROWS))
+            sessions = await store.load(list(OLD_ROWS), NOW)
             assert {key: one.chat_state for key, one in sessions.items()} == (OLD_ROWS if start.sql else {})
             assert await works(store, ID)
 
@@ -224,7 +227,7 @@ async def test_the_refusal_says_the_sql_that_mends_it(damage: str, postgres_url:
         for statement in statements:
             await old.connection.execute(statement)
         async with migrated(old.store_url) as store:
-            sessions = await store.load([row[0].rstrip() for row in rows])
+            sessions = await store.load([row[0].rstrip() for row in rows], NOW)
             assert [sessions[row[0].rstrip()].chat_state for row in rows] == [row[1] for row in rows]
             assert await works(store, ID)
 
@@ -282,7 +285,7 @@ async def test_who_may_not_make_tables_is_told_who_may(role: tuple[str, str]) ->
         with pytest.raises(SchemaMismatch, match="chatstate migrate --print"):
             await store.migrate()
         with pytest.raises(StoreUnavailable, match="chatstate migrate"):
-            await store.load([ID])
+            await store.load([ID], NOW)
 
 
 async def test_who_does_not_own_the_table_is_told_who_may(role: tuple[str, str], postgres_url: str) -> None:
@@ -311,7 +314,7 @@ async def test_rights_on_rows_are_enough_once_the_owner_has_migrated(
             created = await commit_one(store, saving(ID))
             async with connected(role_url, search_path=schema) as old_service:  # the trigger works for it, too
                 await old_service.execute("UPDATE chat_state_sessions SET chat_state = 'old service'")
-            assert (await store.load([ID]))[ID].version == created.version + 1
+            assert (await store.load([ID], NOW))[ID].version == created.version + 1
 
 
 async def test_a_missing_right_is_named(role: tuple[str, str], postgres_url: str) -> None:
@@ -322,7 +325,7 @@ async def test_a_missing_right_is_named(role: tuple[str, str], postgres_url: str
         await owner.execute(f"GRANT USAGE ON SCHEMA app TO {role[0]}")
         async with opened(with_query(role[1], schema="app")) as store:
             with pytest.raises(StoreUnavailable, match=r"permission denied for table.*GRANT"):
-                await store.load([ID])
+                await store.load([ID], NOW)
 
 
 # --- Beside whoever holds the table -----------------------------------------------------------------------------------
@@ -352,7 +355,7 @@ async def test_a_long_transaction_delays_migrate_and_nobody_else(postgres_url: s
         await until(watcher, WAITING, 1)
         await holder.execute("COMMIT")
         assert await migration == STEPS
-        assert await store.load(["meanwhile"])
+        assert await store.load(["meanwhile"], NOW)
         assert await works(store, ID)
 
 
@@ -369,7 +372,7 @@ async def test_the_url_of_a_prisma_service_works_as_it_stands(scheme: str, query
     url = f"{scheme}:{postgres_url.partition(':')[2]}"
     async with migrated(f"{url}{'&' if urlsplit(url).query else '?'}{query}") as store:
         assert await works(store, ID)
-        assert await store.load([f"absent-{number}" for number in range(10)]) == {}
+        assert await store.load([f"absent-{number}" for number in range(10)], NOW) == {}
         results = await asyncio.gather(*(works(store, f"{ID}-{number}") for number in range(8)))
         assert all(results)
     async with connected(postgres_url) as connection:

@@ -29,10 +29,10 @@ from chatstate.errors import (
     StoreUnreachable,
     WriteRefused,
 )
-from chatstate.model import ABSENT, PRESENT, Delete, Session, Write
+from chatstate.model import ABSENT, PRESENT, Session, Write
 from chatstate.sessions import Sessions
 from chatstate.stores import postgres_connection
-from chatstate.stores.contract import saving
+from chatstate.stores.contract import NOW, deleting, saving
 from chatstate.stores.postgres import PostgresStore
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.pgbouncer import PgBouncer
@@ -134,7 +134,7 @@ async def commit_one(store: PostgresStore, write: Write) -> Any:
 
 
 async def load_one(store: PostgresStore, user_session_id: str) -> Session | None:
-    return (await store.load([user_session_id])).get(user_session_id)
+    return (await store.load([user_session_id], NOW)).get(user_session_id)
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = PATIENCE_SECONDS) -> None:
@@ -197,7 +197,7 @@ def one_of_each() -> list[Write]:
     return [
         saving("a", "new"),
         saving("b", "new", PRESENT),
-        Delete(user_session_id="c"),
+        deleting("c"),
         saving("d", "new", ABSENT),
     ]
 
@@ -221,12 +221,12 @@ Call = Callable[[PostgresStore], Awaitable[object]]
 
 CALLS: dict[str, Call] = {
     "status": lambda store: store.status(),
-    "load": lambda store: store.load(["b"]),
+    "load": lambda store: store.load(["b"], NOW),
     "migrate": lambda store: store.migrate(),
     "upsert": lambda store: store.commit([saving("a", "new")]),
     "insert": lambda store: store.commit([saving("a", "new", ABSENT)]),
     "update": lambda store: store.commit([saving("b", "new", PRESENT)]),
-    "delete": lambda store: store.commit([Delete(user_session_id="c")]),
+    "delete": lambda store: store.commit([deleting("c")]),
     "mixed": lambda store: store.commit(one_of_each()),
 }
 
@@ -330,7 +330,7 @@ async def test_a_stopped_database_behind_a_pooler_is_unavailable_and_comes_back(
 
 _OUTCOMES = {
     "upsert": (b"ON CONFLICT (user_session_id) DO UPDATE", {**BEFORE, "a": "new"}),
-    "insert": (b"ON CONFLICT (user_session_id) DO NOTHING", {**BEFORE, "a": "new"}),
+    "insert": (b"nullif(w.expires_in, 0)", {**BEFORE, "a": "new"}),
     "update": (b'UPDATE "public".chat_state_sessions', {"b": "new", "c": "old"}),
     "delete": (b'DELETE FROM "public".chat_state_sessions', {"b": "old"}),
     "mixed": (b"COMMIT", AFTER),
@@ -358,10 +358,10 @@ async def test_a_write_of_unknown_outcome_is_not_tried_again(
     proxy.cut_reply_to(b"ON CONFLICT")
     answers = await asyncio.gather(*(sessions.save(name, "once") for name in "xyz"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [OutcomeUnknown] * 3
-    assert [session.version for session in (await proxied.load(list("xyz"))).values()] == [1, 1, 1]
+    assert [session.version for session in (await proxied.load(list("xyz"), NOW)).values()] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("marker", [b"BEGIN", b"FOR UPDATE", b"DO UPDATE", b"DELETE FROM", b"DO NOTHING"])
+@pytest.mark.parametrize("marker", [b"BEGIN", b"FOR UPDATE", b"DO UPDATE", b"DELETE FROM", b"nullif(w.expires_in, 0)"])
 async def test_a_cut_before_the_commit_was_sent_means_that_nothing_was_written(
     marker: bytes, proxied: PostgresStore, proxy: FaultProxy, url: str
 ) -> None:
@@ -406,14 +406,14 @@ async def test_a_cut_while_reading_is_unavailable_and_never_an_empty_answer(
     with pytest.raises(StoreUnavailable):
         await CALLS[name](proxied)
     assert proxy.cuts == 1
-    assert list(await proxied.load(["b"])) == ["b"]
+    assert list(await proxied.load(["b"], NOW)) == ["b"]
 
 
 async def test_a_cut_in_place_of_the_losers_tags_fails_the_losers_alone(
     proxied: PostgresStore, proxy: FaultProxy, url: str
 ) -> None:
     await make_rows(proxied)
-    proxy.cut_reply_to(b"SELECT user_session_id, session_id::text, version\nFROM")
+    proxy.cut_reply_to(b"SELECT s.user_session_id, s.session_id::text, s.version\nFROM")
     won, lost = await proxied.commit([saving("b", "new", PRESENT), saving("x", "new", PRESENT)])
     assert isinstance(won, Session)
     assert isinstance(lost, StoreUnavailable)
@@ -697,7 +697,7 @@ async def test_a_full_disk_is_said_to_be_full_and_nothing_was_written(
     with pytest.raises(StoreFull):
         await CALLS[kind](store)
     assert await states(url) == BEFORE
-    assert set(await store.load(["b", "c"])) == {"b", "c"}
+    assert set(await store.load(["b", "c"], NOW)) == {"b", "c"}
     await drop_trigger(other)
     await until_it_works(store)
 
@@ -711,7 +711,7 @@ async def test_a_read_only_database_is_unavailable_for_writes_and_still_read(url
         for kind in ("upsert", "insert", "update", "delete", "mixed"):
             with pytest.raises(StoreUnavailable, match="25006"):
                 await CALLS[kind](store)
-        assert set(await store.load(["b", "c"])) == {"b", "c"}
+        assert set(await store.load(["b", "c"], NOW)) == {"b", "c"}
         assert await states(url) == BEFORE
         await other.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         await end_backends(other)
@@ -756,8 +756,8 @@ async def test_a_table_that_another_program_alters_is_used_as_it_is_now(
 ) -> None:
     """The prepared statements are out of date; PostgreSQL says so, and at the latest the second try is fine."""
     await make_rows(store)
-    await store.commit([saving("b", "old", PRESENT), Delete(user_session_id="x")])
-    await store.load(["b"])
+    await store.commit([saving("b", "old", PRESENT), deleting("x")])
+    await store.load(["b"], NOW)
     await other.execute("ALTER TABLE chat_state_sessions ALTER COLUMN user_session_id TYPE VARCHAR(300)")
     await other.execute("ALTER TABLE chat_state_sessions ADD COLUMN added TEXT")
     for kind in ("load", "mixed"):
@@ -856,7 +856,7 @@ async def test_a_table_that_cannot_be_used_leaves_no_connection_open(url: str, o
         await store.open()
     await until_idle(other, 0)
     with pytest.raises(StoreUnavailable):
-        await store.load(["a"])
+        await store.load(["a"], NOW)
 
 
 @pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret", "se[cret", "se@cr:et", "se@cret", "se@cret/x"])

@@ -30,10 +30,10 @@ from chatstate.errors import (
     StoreUnreachable,
     WriteRefused,
 )
-from chatstate.model import ABSENT, PRESENT, Delete, Save, Session, Write
+from chatstate.model import ABSENT, PRESENT, Save, Session, Write
 from chatstate.sessions import Sessions
 from chatstate.stores import sqlite
-from chatstate.stores.contract import saving
+from chatstate.stores.contract import NOW, deleting, saving
 from chatstate.stores.sqlite import SQLiteStore
 from tests.servers.postgres import unprivileged_account
 
@@ -261,10 +261,10 @@ BATCHES: list[list[Write]] = [
     [saving(name, "old") for name in "abcde"],
     [saving("b", "updated", PRESENT)],
     [saving("f", "inserted", ABSENT)],
-    [Delete(user_session_id="c")],
-    [saving("g", "x" * 30_000), saving("a", "mixed", PRESENT), Delete(user_session_id="d"), saving("h", "", ABSENT)],
+    [deleting("c")],
+    [saving("g", "x" * 30_000), saving("a", "mixed", PRESENT), deleting("d"), saving("h", "", ABSENT)],
     [saving("g", "y" * 9_000), saving("e", None, PRESENT)],
-    [Delete(user_session_id="g"), saving("a", "last")],
+    [deleting("g"), saving("a", "last")],
 ]
 
 
@@ -326,7 +326,7 @@ class Walk:
         assert not any(isinstance(outcome, StoreError) for outcome in outcomes)
 
     async def load(self) -> None:
-        sessions = await self.store.load(list("abcdefgh"))
+        sessions = await self.store.load(list("abcdefgh"), NOW)
         assert {name: session.chat_state for name, session in sessions.items()} == self.states
 
     def note(self, error: Exception) -> None:
@@ -497,7 +497,7 @@ def a_batch(states: dict[str, str], number: int, chance: random.Random) -> list[
         if name not in states:
             batch.append(saving(name, state, ABSENT))
         elif chance.random() < 0.3:
-            batch.append(Delete(user_session_id=name))
+            batch.append(deleting(name))
         else:
             batch.append(saving(name, state))
     return batch
@@ -527,7 +527,7 @@ async def states_after_start(path: Path) -> dict[str, str]:
     """What a store finds that starts on the file as it is; it can write, and the file is sound."""
     with Disk(no_syncs):
         async with opened(path) as store:
-            sessions = await store.load(list("abcdefghij"))
+            sessions = await store.load(list("abcdefghij"), NOW)
             assert isinstance(await commit_one(store, saving("works")), Session)
     assert "works" in rows(path)
     return {name: session.chat_state for name, session in sessions.items()}
@@ -566,7 +566,8 @@ async def save_until_full(sessions: Sessions) -> dict[str, str]:
 async def test_a_full_database_takes_no_more_serves_what_it_has_and_recovers(store: SQLiteStore, path: Path) -> None:
     sessions = Sessions(store)
     await sessions.save("before", "kept")
-    await pragma(store, "max_page_count", 12)
+    ((pages,),) = await store._writer.run(lambda connection: connection.execute("PRAGMA page_count").fetchall())
+    await pragma(store, "max_page_count", pages + 10)
     written = {"before": "kept", **await save_until_full(sessions)}
     assert 1 < len(written) < 12
     answers = await asyncio.gather(*(sessions.save(name, "x" * 20_000) for name in "xyz"), return_exceptions=True)
@@ -624,7 +625,7 @@ asyncio.run(main())
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from chatstate.stores.contract import saving
+from chatstate.stores.contract import NOW, deleting, saving
 from chatstate.stores.sqlite import SQLiteStore
 async def main():
     store = SQLiteStore(Path(sys.argv[1]))
@@ -709,7 +710,7 @@ async def test_a_long_second_writer_makes_the_store_busy_and_nothing_is_written(
         with program(_HOLDER, path) as holder:
             with pytest.raises(StoreBusy, match="Another program"):
                 await store.commit([saving("a", "new"), saving("b", "new")])
-            assert (await store.load(["a"]))["a"].chat_state == "old"
+            assert (await store.load(["a"], NOW))["a"].chat_state == "old"
             holder.finish()
         assert rows(path) == {"a": "old"}
         assert (await commit_one(store, saving("a", "new"))).version == 2
@@ -720,7 +721,7 @@ async def test_a_short_second_writer_only_delays(store: SQLiteStore) -> None:
     with program(_HOLDER, store._path) as holder:
         task = asyncio.create_task(commit_one(store, saving("a", "new")))
         for _ in range(3):
-            assert (await store.load(["a"]))["a"].chat_state == "old"
+            assert (await store.load(["a"], NOW))["a"].chat_state == "old"
         assert not task.done()
         await asyncio.to_thread(holder.finish)
         assert (await task).version == 2
@@ -734,7 +735,7 @@ async def test_a_file_in_use_has_one_owner(store: SQLiteStore, path: Path) -> No
     assert "--store sqlite:///" in caught.value.message
     async with opened(path, owner=False) as command:
         await command.commit([saving("a")])
-    assert set(await store.load(["a"])) == {"a"}
+    assert set(await store.load(["a"], NOW)) == {"a"}
 
 
 async def test_an_owner_in_another_process_is_respected_until_it_ends(path: Path) -> None:
@@ -744,7 +745,7 @@ async def test_an_owner_in_another_process_is_respected_until_it_ends(path: Path
             with pytest.raises(StoreUnreachable, match="Another chatstate server"):
                 await store.open()
             with pytest.raises(StoreUnavailable):
-                await store.load(["a"])
+                await store.load(["a"], NOW)
             end(owner)
         await store.open()
         assert isinstance(await commit_one(store, saving("a")), Session)
@@ -761,7 +762,7 @@ async def test_a_killed_writer_has_kept_what_it_acknowledged(path: Path) -> None
         begun = max(int(words[1]) for words in said if words[0] == "begun")
         acknowledged = max((int(words[1]) for words in said if words[0] == "acknowledged"), default=number)
         async with opened(path) as store:
-            sessions = await store.load(list("abc"))
+            sessions = await store.load(list("abc"), NOW)
         numbers = {int(session.chat_state.split()[0]) for session in sessions.values()} or {0}
         assert numbers in ({acknowledged}, {begun})
         (number,) = numbers
@@ -787,7 +788,7 @@ async def cannot_open(path: Path, *parts: str) -> None:
     for part in (str(path), *parts):
         assert part in caught.value.message
     with pytest.raises(StoreUnavailable):
-        await store.load(["a"])
+        await store.load(["a"], NOW)
     await store.close()
 
 
@@ -848,15 +849,20 @@ async def test_a_damaged_page_is_an_error_with_a_repair_and_never_an_empty_answe
         await store.commit([saving(name, "x" * 1000) for name in names])
     damage(path)
     async with opened(path) as store:
-        for call in (store.load(names), store.load(["absent"]), store.status(), store.commit([saving("7")])):
+        for call in (store.load(names, NOW), store.load(["absent"], NOW), store.status(), store.commit([saving("7")])):
             with pytest.raises(StoreUnavailable, match=r"damaged.*backup") as caught:
                 await call
             assert str(path) in caught.value.message
 
 
 def damage(path: Path) -> None:
-    """Every page but the first, which describes the tables, begins with nonsense."""
+    """Every page but those that describe the tables begins with nonsense."""
     content = bytearray(path.read_bytes())
-    for page in range(4096, len(content), 4096):
+    connection = apsw.Connection(str(path))
+    described = {row[0] for row in connection.execute("SELECT pageno FROM dbstat WHERE name = 'sqlite_schema'")}
+    connection.close()
+    for page in range(0, len(content), 4096):
+        if page // 4096 + 1 in described:
+            continue
         content[page : page + 16] = b"\xff" * 16
     path.write_bytes(content)

@@ -14,10 +14,11 @@ import pytest
 from chatstate.errors import SchemaMismatch, StoreUnreachable
 from chatstate.stores import Store, create_store
 from chatstate.stores.contract import saving
+from chatstate.stores.sql import migrations
 from tests.stores.old_tables import commit_one, load_one, migrated, opened
 
 ID = "session_12345"
-STEPS = ["0001_chat_state_sessions"]
+STEPS = [migration.name for migration in migrations("sqlite")]
 
 
 @pytest.fixture
@@ -94,7 +95,8 @@ async def test_the_printed_sql_makes_what_migrate_makes(path: Path, tmp_path: Pa
     by_hand = tmp_path / "by-hand.db"
     script = create_store(url_of(by_hand)).migration_sql()
     run_sql(by_hand, script)
-    run_sql(by_hand, script)
+    with pytest.raises(sqlite3.OperationalError, match="duplicate column"):  # and the second time changes nothing
+        run_sql(by_hand, script)
     async with migrated(url_of(path)):
         pass
     assert described(by_hand) == described(path)
@@ -108,7 +110,7 @@ async def test_a_file_of_a_newer_version_is_served(path: Path) -> None:
     """Migrations only add, so the version before goes on working, as it must while servers are replaced one by one."""
     async with migrated(url_of(path)) as store:
         await commit_one(store, saving(ID))
-    run_sql(path, "ALTER TABLE chat_state_sessions ADD COLUMN expires_at INTEGER; PRAGMA user_version = 99;")
+    run_sql(path, "ALTER TABLE chat_state_sessions ADD COLUMN added_later INTEGER; PRAGMA user_version = 99;")
     async with opened(url_of(path)) as store:
         assert await store.migrate() == []
         session = await commit_one(store, saving(ID))

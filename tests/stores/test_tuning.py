@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from chatstate.errors import StoreUnavailable
+from chatstate.model import KEEP
 from chatstate.stores import create_tuning
-from chatstate.stores.contract import saving
+from chatstate.stores.contract import NOW, saving
 from chatstate.stores.postgres_tuning import PostgresTuning
 from tests.servers.postgres import Postgres
 from tests.stores.old_tables import (
@@ -72,7 +73,7 @@ async def test_the_plan_changes_nothing(postgres: Postgres, adopted: OldDatabase
     before = await shape(adopted.connection)
     table, steps = await tuning(adopted.store_url).plan()
     assert '"public".chat_state_sessions' in table
-    assert [step.sql.split()[0] for step in steps] == ["ALTER"] * 2 * postgres.has_lz4 + ["DROP"]
+    assert [step.sql.split()[0] for step in steps] == ["ALTER"] * 2 * postgres.has_lz4 + ["CREATE", "DROP"]
     assert all(step.gain and step.locks for step in steps)
     assert await shape(adopted.connection) == before
     assert await adopted.connection.fetchval(COMPRESSION) != "l"
@@ -83,7 +84,7 @@ async def test_each_step_does_what_it_says_and_is_not_offered_again(
     start: Start, postgres: Postgres, postgres_url: str
 ) -> None:
     async with old_database(start, postgres_url) as old, migrated(old.store_url) as store:
-        seen = await store.load(["large"])
+        seen = await store.load(["large"], NOW)
         before = await shape(old.connection)
         for step in (await tuning(old.store_url).plan())[1]:
             await tuning(old.store_url).carry_out(step)
@@ -93,7 +94,7 @@ async def test_each_step_does_what_it_says_and_is_not_offered_again(
         assert DOUBLED not in dict(after.indexes)
         assert (after.columns, after.constraints, after.triggers) == before[:2] + before[3:]
         assert (await tuning(old.store_url).plan())[1] == []
-        assert await store.load(["large"]) == seen
+        assert await store.load(["large"], NOW) == seen
         assert (await commit_one(store, saving("large"))).version == seen["large"].version + 1
 
 
@@ -124,6 +125,35 @@ async def test_a_size_that_the_owner_has_set_is_kept(adopted: OldDatabase) -> No
     assert not any("toast" in step.sql for step in (await tuning(adopted.store_url).plan())[1])
 
 
+async def test_sweeping_finds_the_index_while_the_server_goes_on(postgres_url: str) -> None:
+    async with old_database(SEED, postgres_url) as old, migrated(old.store_url) as store:
+        await store.sweep(NOW, KEEP, None, 10)
+        assert not store._table.finds_expired
+        for step in (await tuning(old.store_url).plan())[1]:
+            await tuning(old.store_url).carry_out(step)
+        await store.sweep(NOW, KEEP, None, 10)
+        assert store._table.finds_expired
+
+
+async def test_what_a_broken_off_index_has_left_is_removed_first(adopted: OldDatabase) -> None:
+    name = "idx_chat_state_sessions_expires_at"
+    await adopted.connection.execute(f"CREATE INDEX {name} ON chat_state_sessions (expires_at)")
+    # As a lost connection leaves it.
+    await adopted.connection.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
+    steps = [step.sql for step in (await tuning(adopted.store_url).plan())[1] if name in step.sql]
+    assert [sql.split()[0] for sql in steps] == ["DROP", "CREATE"]
+    for step in (await tuning(adopted.store_url).plan())[1]:
+        await tuning(adopted.store_url).carry_out(step)
+    assert (await tuning(adopted.store_url).plan())[1] == []
+    assert "WHERE (expires_at IS NOT NULL)" in dict((await shape(adopted.connection)).indexes)[name]
+
+
+async def test_a_list_by_activity_gets_its_index(adopted: OldDatabase) -> None:
+    await adopted.connection.execute("DROP INDEX idx_chat_state_sessions_last_activity")
+    steps = [step.sql for step in (await tuning(adopted.store_url).plan())[1] if "(last_activity" in step.sql]
+    assert [sql.split()[:3] for sql in steps] == [["CREATE", "INDEX", "CONCURRENTLY"]]
+
+
 async def test_a_long_transaction_delays_a_step_and_nobody_else(postgres_url: str) -> None:
     """As `migrate` does, a step waits for the table a short while at a time, so that those behind it get their turn."""
     async with (
@@ -134,14 +164,15 @@ async def test_a_long_transaction_delays_a_step_and_nobody_else(postgres_url: st
     ):
         steps = (await tuning(postgres_url).plan())[1]
         await holder.execute("BEGIN; LOCK TABLE chat_state_sessions IN ACCESS SHARE MODE")
-        change = asyncio.create_task(tuning(postgres_url).carry_out(steps[0]))
-        if steps[0].in_transaction:
+        step = next(step for step in steps if not step.sql.startswith("CREATE"))
+        change = asyncio.create_task(tuning(postgres_url).carry_out(step))
+        if step.in_transaction:
             await until(watcher, WAITING, 1)
         await asyncio.wait_for(old.insert("meanwhile", "{}"), 10)
         assert not change.done()
         await holder.execute("COMMIT")
         await change
-        assert steps[0] not in (await tuning(postgres_url).plan())[1]
+        assert step not in (await tuning(postgres_url).plan())[1]
 
 
 async def test_whoever_does_not_own_the_table_is_told_who_may(role: tuple[str, str], adopted: OldDatabase) -> None:
@@ -200,7 +231,7 @@ async def test_the_command_tunes(postgres: Postgres, adopted: OldDatabase, tmp_p
     command = ("migrate", "--tune", "--yes", "--store", adopted.store_url)
     status, output = await asyncio.to_thread(run, tmp_path, *command)
     assert status == 0, output
-    assert output.count("done:") == 1 + 2 * postgres.has_lz4
+    assert output.count("done:") == 2 + 2 * postgres.has_lz4
     assert DOUBLED not in dict((await shape(adopted.connection)).indexes)
     status, output = await asyncio.to_thread(run, tmp_path, *command)
     assert status == 0, output

@@ -6,19 +6,30 @@ What neither of them knows stands in `openapi.base.json`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType, json
 
 from chatstate import __version__
 from chatstate.errors import ChatStateError
+from chatstate.http.api import PROBLEMS_EVERYWHERE, Endpoint
 from chatstate.http.problems import MEDIA_TYPE, STATUS, problem_response
 from chatstate.http.reference import DEFAULT_URL
-from chatstate.http.routes import Endpoint
-from chatstate.http.shapes import LoadedState, SessionRecord, UserSessionId
+from chatstate.http.shapes import (
+    LoadedState,
+    RestoreBody,
+    SessionPage,
+    SessionRecord,
+    SessionSummary,
+    UserSessionId,
+    VersionPage,
+    VersionRecord,
+)
+from chatstate.http.visits import VisitRecord
 
 Json = dict[str, Any]
 
@@ -28,7 +39,7 @@ _BASE = (files(__package__) / "openapi.base.json").read_bytes()
 class ProblemMember(Struct):
     """One offending member of a request."""
 
-    member: Annotated[str, Meta(description="The name of the member of the body, or of the header.")]
+    member: Annotated[str, Meta(description="The name of the member of the body, or of the header or parameter.")]
     detail: Annotated[str, Meta(description="What is wrong with it.")]
 
 
@@ -41,19 +52,23 @@ class Problem(Struct):
     detail: Annotated[str, Meta(description="What went wrong and what mends it, for people; it may change.")]
     code: Annotated[str, Meta(description="What went wrong, for programs; it never changes.")]
     errors: Annotated[list[ProblemMember], Meta(description="Each offending member.")] | UnsetType = UNSET
+    current: (
+        Annotated[
+            SessionRecord,
+            Meta(description="On 412 with `Prefer: return=representation`, the session, if there is one."),
+        ]
+        | UnsetType
+    ) = UNSET
     outcome: Annotated[Literal["unknown"], Meta(description="The write may have happened.")] | UnsetType = UNSET
 
 
 def document(endpoints: Sequence[Endpoint], server_url: str = DEFAULT_URL) -> Json:
     """The document as JSON values. `server_url` is where the application stands: a URL or a path."""
-    shapes = [shape for endpoint in endpoints for shape in (endpoint.body, *endpoint.answers.values())]
-    structs = dict.fromkeys(shape for shape in shapes if isinstance(shape, type))
-    _, schemas = json.schema_components([*structs, Problem], ref_template="#/components/schemas/{name}")
     base: Json = json.decode(_BASE)
     base["info"]["version"] = __version__
     base["servers"] = [{"url": server_url}]
     base["components"]["parameters"]["userSessionId"]["schema"] = json.schema(UserSessionId)
-    base["components"]["schemas"] = {name: _with_example(schema) for name, schema in schemas.items()}
+    base["components"]["schemas"] = _schemas(endpoints)
     base["components"]["examples"] = {
         code: {"summary": message, "value": json.decode(problem_response(code, message).body)}
         for code, message in messages().items()
@@ -66,7 +81,7 @@ def document(endpoints: Sequence[Endpoint], server_url: str = DEFAULT_URL) -> Js
 
 def phrase(status: int) -> str:
     """The reason phrase of RFC 9110; older versions of Python have older ones."""
-    return "Content Too Large" if status == 413 else HTTPStatus(status).phrase
+    return {413: "Content Too Large", 422: "Unprocessable Content"}.get(status) or HTTPStatus(status).phrase
 
 
 def messages() -> dict[str, str]:
@@ -89,80 +104,180 @@ def _errors(error: type[ChatStateError]) -> Iterator[type[ChatStateError]]:
         yield from _errors(derived)
 
 
-def _with_example(schema: Json) -> Json:
-    """The schema of an object with an example that is made of its members' examples."""
-    example = {name: member["examples"][0] for name, member in schema["properties"].items() if "examples" in member}
-    return {**schema, "examples": [example]} if example else schema
+# --- Schemas ----------------------------------------------------------------------------------------------------------
+
+
+def _schemas(endpoints: Sequence[Endpoint]) -> Json:
+    """All schemas that have a name, in the order of the routes that use them."""
+    shapes = [shape for endpoint in endpoints for shape in (*bodies(endpoint).values(), *endpoint.answers.values())]
+    found: Json = {}
+    for shape in (*shapes, Problem):
+        if shape and not isinstance(shape, str):
+            found |= _named(shape)[1]
+    return {name: _with_example(_required_first(schema), found) for name, schema in found.items()}
+
+
+def _named(shape: Any) -> tuple[Json, Json]:
+    """The schema of a shape, and all schemas by name that it refers to. One with a title of its own has a name too."""
+    (schema,), found = json.schema_components([shape], ref_template="#/components/schemas/{name}")
+    if "title" not in schema:
+        return schema, found
+    return _ref("schemas", schema["title"]), {**found, schema["title"]: schema}
+
+
+def _required_first(schema: Json) -> Json:
+    if "properties" not in schema:
+        return schema
+    members = sorted(schema["properties"].items(), key=lambda member: member[0] not in schema["required"])
+    return {**schema, "properties": dict(members)}
+
+
+def _with_example(schema: Json, schemas: Json) -> Json:
+    """The schema with an example, which for objects and arrays is made of what they hold."""
+    example = _example(schema, schemas)
+    return schema if example is None else {**schema, "examples": [example]}
+
+
+def _example(schema: Json, schemas: Json) -> Any:
+    """An example of what the schema describes; None without one. Optional members are in it if they have their own."""
+    if "examples" in schema:
+        return schema["examples"][0]
+    if "$ref" in schema:
+        return _example(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    if "items" in schema:
+        example = _example(schema["items"], schemas)
+        return None if example is None else [example]
+    examples = {
+        name: _example(member, schemas)
+        for name, member in schema.get("properties", {}).items()
+        if "examples" in member or name in schema["required"]
+    }
+    return {name: example for name, example in examples.items() if example is not None} or None
+
+
+# --- Operations -------------------------------------------------------------------------------------------------------
+
+
+def bodies(endpoint: Endpoint) -> Mapping[str, Any]:
+    """The shapes of an operation's body by media type; none when it takes no body."""
+    if endpoint.body is None:
+        return {}
+    return endpoint.body if isinstance(endpoint.body, Mapping) else {"application/json": endpoint.body}
 
 
 def _operation(endpoint: Endpoint, endpoints: Sequence[Endpoint]) -> Json:
-    conditional = 412 in endpoint.problems
-    parameters = ["userSessionId"] * _names_session(endpoint) + ["IfMatch", "IfNoneMatch"] * conditional
+    problems = {*endpoint.problems, *PROBLEMS_EVERYWHERE}
+    statuses = dict.fromkeys(status for code, status in STATUS.items() if code in problems)
     operation: Json = {
         "operationId": endpoint.handler.__name__,
         "summary": inspect.getdoc(endpoint.handler),
-        "tags": ["Chat state" if conditional else "Server"],
-        "parameters": [_ref("parameters", name) for name in parameters],
+        "tags": [endpoint.tag],
+        "parameters": [_ref("parameters", name) for name in (*_path_parameters(endpoint), *endpoint.parameters)],
     }
     if endpoint.body:
-        operation["requestBody"] = {"required": True, "content": _content("application/json", endpoint.body)}
+        content = {media_type: {"schema": _named(shape)[0]} for media_type, shape in bodies(endpoint).items()}
+        operation["requestBody"] = {"required": True, "content": content}
     operation["responses"] = {
-        **{str(status): _answer(status, shape, endpoints) for status, shape in endpoint.answers.items()},
-        **{str(status): _problem(status, endpoint) for status in endpoint.problems},
+        **{str(status): _answer(endpoint, status, endpoints) for status in endpoint.answers},
+        **{str(status): _problem(endpoint, status, problems) for status in statuses},
     }
     return operation
 
 
-def _answer(status: int, shape: type[Struct] | str | None, endpoints: Sequence[Endpoint]) -> Json:
-    answer: Json = {"description": f"{phrase(status)}.", "headers": {}}
-    if shape in (SessionRecord, LoadedState, None):
-        answer["headers"]["ETag"] = _ref("headers", "ETag")
-    if status == 201:
-        answer["headers"]["Location"] = _ref("headers", "Location")
+def _path_parameters(endpoint: Endpoint) -> list[str]:
+    return re.findall(r"{(\w+)}", endpoint.path)
+
+
+def _answer(endpoint: Endpoint, status: int, endpoints: Sequence[Endpoint]) -> Json:
+    shape = endpoint.answers[status]
+    answer: Json = {"description": f"{phrase(status)}.", "headers": dict(_headers(endpoint, status))}
     if isinstance(shape, str):
         answer["content"] = {shape: {}}
     elif shape:
-        answer["description"] += f" {inspect.getdoc(shape)}"
-        answer["content"] = _content("application/json", shape)
-    if shape is SessionRecord:
-        answer["links"] = {other.handler.__name__: _link(other) for other in endpoints if _names_session(other)}
+        answer["description"] += "" if get_args(shape) else f" {inspect.getdoc(shape)}"
+        answer["content"] = {"application/json": {"schema": _named(shape)[0]}}
+    if links := dict(_links(endpoint, shape, endpoints)):
+        answer["links"] = links
     return answer
 
 
-def _link(endpoint: Endpoint) -> Json:
-    """How the answer to a write leads on to the next request about the same session."""
-    parameters = {"path.userSessionId": "$response.body#/user_session_id"}
-    if endpoint.method != "GET":
-        parameters["header.If-Match"] = "$response.header.ETag"
-    return {"operationId": endpoint.handler.__name__, "parameters": parameters}
+def _headers(endpoint: Endpoint, status: int) -> Iterator[tuple[str, Json]]:
+    """The header fields that a success has, beside those that all answers have."""
+    shape = endpoint.answers[status]
+    if shape in (SessionRecord, SessionSummary, LoadedState, VersionRecord, None):
+        yield "ETag", _ref("headers", "ETag")
+    if shape is VersionPage:
+        yield "ETag", _ref("headers", "NewestETag")
+    if status == 201:
+        yield "Location", _ref("headers", "Location")
+    if "cursor" in endpoint.parameters:
+        yield "Link", _ref("headers", "Link")
+    if shape is SessionSummary:
+        yield "Preference-Applied", _ref("headers", "PreferenceApplied")
+    if "IdempotencyKey" in endpoint.parameters:
+        yield "Idempotency-Replayed", _ref("headers", "IdempotencyReplayed")
 
 
-def _problem(status: int, endpoint: Endpoint) -> Json:
-    codes = [code for code in STATUS if STATUS[code] == status and _can_give(endpoint, code)]
-    headers = {412: {"ETag": _ref("headers", "CurrentETag")}, 503: {"Retry-After": _ref("headers", "RetryAfter")}}
-    content = _content(MEDIA_TYPE, Problem)
-    content[MEDIA_TYPE]["examples"] = {code: _ref("examples", code) for code in codes}
+def _problem(endpoint: Endpoint, status: int, problems: set[str]) -> Json:
+    codes = [code for code in STATUS if STATUS[code] == status and code in problems]
     return {
         "description": f"{phrase(status)}: {', '.join(f'`{code}`' for code in codes)}.",
-        "headers": headers.get(status, {}),
-        "content": content,
+        "headers": dict(_problem_headers(endpoint, status)),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": _ref("schemas", "Problem"),
+                "examples": {code: _ref("examples", code) for code in codes},
+            }
+        },
     }
 
 
-def _can_give(endpoint: Endpoint, code: str) -> bool:
-    if code == "invalid_json":
-        return endpoint.body is not None
-    if code == "invalid_precondition":
-        return 412 in endpoint.problems
-    return code != "not_found"  # that is an answer about other paths
+def _problem_headers(endpoint: Endpoint, status: int) -> Iterator[tuple[str, Json]]:
+    if status == 412:
+        yield "ETag", _ref("headers", "CurrentETag")
+    if status == 412 and "Prefer" in endpoint.parameters:
+        yield "Preference-Applied", _ref("headers", "PreferenceApplied")
+    if status == 415 and endpoint.method == "PATCH":
+        yield "Accept-Patch", _ref("headers", "AcceptPatch")
+    if status == 503:
+        yield "Retry-After", _ref("headers", "RetryAfter")
 
 
-def _names_session(endpoint: Endpoint) -> bool:
-    return "{userSessionId}" in endpoint.path
+# --- Links ------------------------------------------------------------------------------------------------------------
+
+_IN_SESSION = {"userSessionId": "$response.body#/user_session_id", "version": "$response.body#/version"}
+_AS_ASKED = {"userSessionId": "$request.path.userSessionId"}
+
+_KNOWN: Sequence[tuple[Any, Mapping[str, str]]] = (
+    (SessionRecord, _IN_SESSION),
+    (SessionSummary, _IN_SESSION),
+    (LoadedState, _AS_ASKED),
+    (SessionPage, {"userSessionId": "$response.body#/sessions/0/user_session_id"}),
+    (VersionPage, {**_AS_ASKED, "version": "$response.body#/versions/0/version"}),
+    (VersionRecord, {**_AS_ASKED, "version": "$response.body#/version"}),
+    (VisitRecord, {"sessionId": "$response.body#/session_id", "userSessionId": "$response.body#/user_session_id"}),
+    (list[VisitRecord], {"sessionId": "$response.body#/0/session_id"}),
+)
+"""What an answer of this shape knows of the parameters in the paths of other operations."""
 
 
-def _content(media_type: str, shape: type[Struct]) -> Json:
-    return {media_type: {"schema": _ref("schemas", shape.__name__)}}
+def _links(endpoint: Endpoint, shape: Any, endpoints: Sequence[Endpoint]) -> Iterator[tuple[str, Json]]:
+    """How an answer leads on to the next requests about the same thing."""
+    known = next((known for source, known in _KNOWN if source == shape), {})
+    for other in endpoints:
+        names = _path_parameters(other)
+        if other.tag == endpoint.tag and names and known.keys() >= set(names):
+            yield other.handler.__name__, _link(other, known, shape)
+
+
+def _link(endpoint: Endpoint, known: Mapping[str, str], shape: Any) -> Json:
+    parameters = {f"path.{name}": known[name] for name in _path_parameters(endpoint)}
+    if "IfMatch" in endpoint.parameters and endpoint.method != "GET" and shape is not SessionPage:
+        parameters["header.If-Match"] = "$response.header.ETag"
+    link: Json = {"operationId": endpoint.handler.__name__, "parameters": parameters}
+    if endpoint.body is RestoreBody and "version" in known:
+        link["requestBody"] = {"version": known["version"]}
+    return link
 
 
 def _ref(kind: str, name: str) -> dict[str, str]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
 from chatstate.errors import ChatStateError, StoreUnavailable
+from chatstate.http.api import Api
 from chatstate.http.browsers import allow_origin, preflight, refusal
 from chatstate.http.messages import ClientGone, Headers, Request, Response
 from chatstate.http.problems import problem, problem_response
-from chatstate.http.routes import ENDPOINTS, Api, Routes, encode_path
+from chatstate.http.routes import ENDPOINTS, Routes, encode_path
 from chatstate.http.wire import Limits
-from chatstate.model import utc_now
+from chatstate.model import Retention, utc_now
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
+from chatstate.sweeper import Sweeper
+from chatstate.visits import Visits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,11 +35,20 @@ _log = logging.getLogger(__name__)
 class ChatState:
     """The application. Its `lifespan` opens the store, and at the end answers what was accepted and closes it."""
 
-    def __init__(self, store: Store, limits: Limits, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        limits: Limits,
+        clock: Callable[[], datetime],
+        retention: Retention,
+        require_preconditions: bool,
+    ) -> None:
         self.store = store
         self.started = False
-        self._sessions = Sessions(store, clock)
-        self._routes = Routes(Api(self._sessions, store, limits))
+        self._sessions = Sessions(store, clock, retention)
+        self._visits = Visits(store, clock)
+        self._sweeper = Sweeper(store, clock, retention)
+        self._routes = Routes(Api(self._sessions, self._visits, store, limits, require_preconditions))
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
@@ -44,9 +57,13 @@ class ChatState:
             await self.store.open()
             await self.store.migrate()
             self.started = True
-            yield
+            sweeping = asyncio.create_task(self._sweeper.run())
+            try:
+                yield
+            finally:
+                sweeping.cancel()
         finally:
-            await self._sessions.drain()
+            await asyncio.gather(self._sessions.drain(), self._visits.drain())
             await self.store.close()
 
     async def respond(self, request: Request) -> Response:
@@ -108,9 +125,14 @@ def _request(scope: Message, receive: Receive) -> Request:
     mounted: str = scope.get("root_path", "")
     path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else encode_path(scope["path"])
     path = _below(mounted, path)
-    headers = Headers(scope["headers"])
     return Request(
-        scope["method"], path, headers, _chunks(receive), mount=encode_path(mounted), scheme=scope.get("scheme", "http")
+        scope["method"],
+        path,
+        Headers(scope["headers"]),
+        _chunks(receive),
+        query=scope.get("query_string", b"").decode("latin-1"),
+        mount=encode_path(mounted),
+        scheme=scope.get("scheme", "http"),
     )
 
 
@@ -138,15 +160,23 @@ def create_app(
     *,
     max_state_bytes: int = 1 << 20,
     require_json: bool = False,
+    require_preconditions: bool = False,
+    history: int = 0,
+    idle_expiry_seconds: int | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> ChatState:
     """An ASGI application that serves the sessions of this store.
 
-    max_state_bytes  the largest state, in bytes of UTF-8
-    require_json     refuse states that are not the text of a JSON document
-    clock            gives the time, aware and in UTC
+    max_state_bytes        the largest state, in bytes of UTF-8
+    require_json           refuse states that are not the text of a JSON document
+    require_preconditions  refuse writes without If-Match or If-None-Match
+    history                how many versions of each session are kept; 0: the current one alone
+    idle_expiry_seconds    how long after its last write a session expires that has no expiry of its own
+    clock                  gives the time, aware and in UTC
     """
-    return ChatState(store, Limits(state_bytes=max_state_bytes, require_json=require_json), clock)
+    idle = None if idle_expiry_seconds is None else timedelta(seconds=idle_expiry_seconds)
+    limits = Limits(state_bytes=max_state_bytes, require_json=require_json)
+    return ChatState(store, limits, clock, Retention(idle, history), require_preconditions)
 
 
 _NOT_STARTED = (

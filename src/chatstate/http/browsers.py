@@ -19,6 +19,7 @@ from chatstate.http.messages import Headers, Request, Response
 _LOOPBACK = r"(?:localhost|[a-z0-9-]+\.localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?"
 _HOST = re.compile(_LOOPBACK, re.IGNORECASE)
 _ORIGIN = re.compile(rf"https?://{_LOOPBACK}", re.IGNORECASE)
+_EXPOSED = "etag, location, retry-after, link, accept-patch, preference-applied, idempotency-replayed"
 _FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]*", re.ASCII)
 
 
@@ -67,5 +68,5 @@ def allow_origin(response: Response, headers: Headers) -> None:
         response.headers |= {
             "access-control-allow-origin": origin,
             "access-control-allow-credentials": "true",  # there are no cookies; old clients ask for it all the same
-            "access-control-expose-headers": "etag, location, retry-after",
+            "access-control-expose-headers": _EXPOSED,
         }

@@ -42,11 +42,12 @@ class Request:
     """A request.
 
     path     as the client sent it, undecoded, below the place where the application is mounted
+    query    what follows the `?`, undecoded
     mount    that place, as it stands in addresses: empty, or `/bot`
     params   the raw segments that stand for the route's parameters, once a route is found
     """
 
-    __slots__ = ("_body", "headers", "method", "mount", "params", "path", "scheme")
+    __slots__ = ("_body", "headers", "method", "mount", "params", "path", "query", "scheme")
 
     def __init__(
         self,
@@ -55,12 +56,14 @@ class Request:
         headers: Headers,
         body: bytes | AsyncIterator[bytes] = b"",
         *,
+        query: str = "",
         mount: str = "",
         scheme: str = "http",
     ) -> None:
         self.method = method
         self.path = path
         self.headers = headers
+        self.query = query
         self.mount = mount
         self.scheme = scheme
         self.params: dict[str, str] = {}

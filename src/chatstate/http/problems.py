@@ -6,23 +6,39 @@ from typing import Any
 
 from msgspec import json
 
-from chatstate.errors import ChatStateError, InvalidRequest, OutcomeUnknown, PreconditionFailed, StoreError
+from chatstate.errors import (
+    ChatStateError,
+    InvalidRequest,
+    OutcomeUnknown,
+    PreconditionFailed,
+    StoreError,
+    UnsupportedMediaType,
+)
+from chatstate.http.conditions import etag
 from chatstate.http.messages import Response
-from chatstate.http.wire import etag
+from chatstate.http.wire import record
 
 STATUS = {
     "invalid_request": 400,
     "invalid_json": 400,
     "invalid_precondition": 400,
+    "invalid_patch": 400,
     "write_refused": 400,
     "forbidden_host": 403,
     "forbidden_origin": 403,
-    "session_not_found": 404,
     "not_found": 404,
+    "session_not_found": 404,
+    "version_not_found": 404,
+    "visit_not_found": 404,
     "method_not_allowed": 405,
+    "state_not_patchable": 409,
+    "patch_conflict": 409,
+    "visit_exists": 409,
     "precondition_failed": 412,
     "too_large": 413,
     "unsupported_media_type": 415,
+    "idempotency_key_reused": 422,
+    "precondition_required": 428,
     "headers_too_large": 431,
     "internal_error": 500,
     "store_error": 503,
@@ -46,6 +62,11 @@ def problem(error: ChatStateError) -> Response:
         members["errors"] = [finding._asdict() for finding in error.errors]
     if isinstance(error, PreconditionFailed) and error.current:
         headers["etag"] = etag(error.current)
+    if isinstance(error, PreconditionFailed) and error.session:
+        members["current"] = record(error.session)
+        headers["preference-applied"] = "return=representation"
+    if isinstance(error, UnsupportedMediaType) and error.accept_patch:
+        headers["accept-patch"] = error.accept_patch
     if isinstance(error, OutcomeUnknown):
         members["outcome"] = "unknown"
     if isinstance(error, StoreError) and STATUS[error.code] == 503:

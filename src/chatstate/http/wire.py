@@ -1,13 +1,13 @@
-"""Between HTTP and values: reading ids, bodies and preconditions from requests, writing records and tags."""
+"""Between HTTP and values: reading ids and bodies from requests, writing records."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any, Literal, TypeVar, cast
-from urllib.parse import quote, unquote, unquote_to_bytes
+from typing import Any, TypeVar, cast
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, json
@@ -16,26 +16,20 @@ from chatstate.errors import (
     BodyTooLarge,
     Finding,
     InvalidJson,
-    InvalidPrecondition,
     InvalidRequest,
     UnsupportedMediaType,
 )
 from chatstate.http.messages import Headers, Request, Response
-from chatstate.http.shapes import SessionRecord
+from chatstate.http.shapes import SessionRecord, SessionSummary
 from chatstate.model import (
-    ABSENT,
-    ANYTHING,
+    MAX_EXPIRES_IN,
     MAX_STATE_DEPTH,
-    PRESENT,
-    Expect,
     Session,
-    Tag,
+    Summary,
     check_chat_state,
     check_user_session_id,
     format_time,
     json_depth,
-    none_of,
-    one_of,
     parse_time,
     state_size,
     without_surrogates,
@@ -81,10 +75,12 @@ Body = TypeVar("Body", bound=Struct)
 Value = TypeVar("Value")
 
 
-async def read_body(request: Request, shape: type[Body], limits: Limits) -> Body:
+async def read_body(
+    request: Request, shape: type[Body], most_bytes: int, accepted: Sequence[str] = ("application/json",)
+) -> Body:
     """The body as this shape. Raises what is wrong with it: its media type, its size, its JSON, its members."""
-    _check_media_type(request.headers)
-    body = await request.read(limits.body_bytes)
+    check_media_type(request.headers, accepted)
+    body = await request.read(most_bytes)
     if not body:
         raise InvalidJson("The body is empty; send a JSON object.")
     try:
@@ -140,20 +136,21 @@ def _members_with_surrogates(body: bytes, shape: type[Body]) -> Body:
     return members
 
 
-def _check_media_type(headers: Headers) -> None:
-    if not _is_json(headers.get("content-type")):
-        raise UnsupportedMediaType
+def check_media_type(headers: Headers, accepted: Sequence[str]) -> str:
+    """The media type of the body, in lower case. Raises `UnsupportedMediaType`."""
+    media_type, is_utf8 = _media_type(headers.get("content-type"))
+    if media_type not in accepted or not is_utf8:
+        raise UnsupportedMediaType(f"Send the body as JSON in UTF-8, with `Content-Type: {'` or `'.join(accepted)}`.")
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaType("Send the body without a Content-Encoding.")
+    return media_type
 
 
 @lru_cache(64)
-def _is_json(content_type: str) -> bool:
+def _media_type(content_type: str) -> tuple[str, bool]:
     media_type, _, parameters = content_type.partition(";")
     charset = re.search(r'charset\s*=\s*"?([^";\s]+)', parameters, re.IGNORECASE)
-    return media_type.strip().lower() == "application/json" and (
-        charset is None or charset[1].lower() in ("utf-8", "utf8")
-    )
+    return media_type.strip().lower(), charset is None or charset[1].lower() in ("utf-8", "utf8")
 
 
 def _explain(error: Exception) -> str:
@@ -173,8 +170,11 @@ class Findings:
         try:
             return read(*given)
         except ValueError as error:
-            self._findings.append(Finding(member, str(error)))
+            self.add(member, str(error))
             return cast(Value, None)
+
+    def add(self, member: str, detail: str) -> None:
+        self._findings.append(Finding(member, detail))
 
     def raise_if_any(self) -> None:
         if self._findings:
@@ -186,7 +186,7 @@ Member = str | Raw | UnsetType
 
 def read_id(raw: Member) -> str:
     """A member that is an id."""
-    user_session_id = _text(raw)
+    user_session_id = read_text(raw)
     check_user_session_id(user_session_id)
     return user_session_id
 
@@ -203,7 +203,7 @@ def read_state(raw: Member, limits: Limits) -> str:
             raise ValueError(f"must not be nested deeper than {MAX_STATE_DEPTH} levels; send it as a string instead")
         text = document.decode()
     else:
-        text = _text(raw, "a string, or a JSON object or array")
+        text = read_text(raw, "a string, or a JSON object or array")
     check_chat_state(text, limits.require_json)
     _check_size(state_size(text), limits)
     return text
@@ -218,10 +218,45 @@ def read_time(raw: Member) -> datetime | None:
     """A member that is a time; None when it is absent or null."""
     if raw is UNSET or (isinstance(raw, Raw) and bytes(raw) == b"null"):
         return None
-    return parse_time(_text(raw))
+    return parse_time(read_text(raw))
 
 
-def _text(raw: Member, kind: str = "a string") -> str:
+def read_expires_in(raw: Member) -> int | None:
+    """A member that is an expiry in seconds; 0 for null (no expiry), None when it is absent (as before)."""
+    if raw is UNSET:
+        return None
+    if isinstance(raw, Raw) and bytes(raw) == b"null":
+        return 0
+    seconds = read_whole_number(raw)
+    if seconds is None or not 1 <= seconds <= MAX_EXPIRES_IN:
+        raise ValueError(f"must be a whole number of seconds from 1 to {MAX_EXPIRES_IN}, or null for no expiry")
+    return seconds
+
+
+def read_version(raw: Member) -> int:
+    """A member that is the number of a version."""
+    if raw is UNSET:
+        raise ValueError("is required")
+    version = read_whole_number(raw)
+    if version is None or not 1 <= version < 1 << 63:
+        raise ValueError("must be the number of a version")
+    return version
+
+
+def read_whole_number(raw: Member) -> int | None:
+    """A whole number, written in any way that JSON has for it: 3, 3.0 or 3e0; a language may have no integers.
+
+    None for everything else, and for what is beyond all bounds.
+    """
+    try:
+        number = json.decode(raw, type=int | float) if isinstance(raw, Raw) else None
+    except msgspec.DecodeError:
+        return None
+    return int(number) if number is not None and number == int(number) else None
+
+
+def read_text(raw: Member, kind: str = "a string") -> str:
+    """A member that is a string."""
     if isinstance(raw, str):
         return raw
     if raw is UNSET:
@@ -234,84 +269,10 @@ def _text(raw: Member, kind: str = "a string") -> str:
         raise ValueError("must not contain lone surrogates, which no UTF-8 text can carry") from None
 
 
-# --- Entity tags and preconditions (RFC 9110, sections 8.8.3 and 13.1) ------------------------------------------------
-
-
-_UNRESERVED = re.compile(r"[0-9A-Za-z-]*")
-
-
-def etag(tag: Tag) -> str:
-    """The strong entity tag of this version of a session."""
-    session_id = tag.session_id if _UNRESERVED.fullmatch(tag.session_id) else quote(tag.session_id)
-    return f'"{session_id}-{tag.version}"'
-
-
-_ENTITY_TAG = re.compile(r'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(?:,|$)')
-
-
-def precondition(headers: Headers) -> Expect:
-    """What If-Match and If-None-Match together demand of the session; `ANYTHING` without them."""
-    return if_match(headers) & if_none_match(headers)
-
-
-def if_match(headers: Headers) -> Expect:
-    """What If-Match demands. It compares strongly: a weak tag never matches (RFC 9110, section 8.8.3.2)."""
-    tags = _tags(headers, "if-match", weak=False)
-    return ANYTHING if tags is None else PRESENT if tags == "*" else one_of(tags)
-
-
-def if_none_match(headers: Headers) -> Expect:
-    """What If-None-Match demands. It compares weakly."""
-    tags = _tags(headers, "if-none-match", weak=True)
-    return ANYTHING if tags is None else ABSENT if tags == "*" else none_of(tags)
-
-
-def _tags(headers: Headers, header: str, weak: bool) -> list[Tag] | Literal["*"] | None:
-    """The tags of the list that could be ours; None without the header. Empty elements count for nothing (5.6.1.2)."""
-    lines = headers.all(header)
-    if not lines:
-        return None
-    text = ",".join(lines).strip()
-    if text == "*":
-        return "*"
-    tags: list[Tag] = []
-    found, position = False, 0
-    while position < len(text):
-        match = _ENTITY_TAG.match(text, position)
-        if not match:
-            raise _malformed(header)
-        position = match.end()
-        found = found or match[2] is not None
-        tag = _tag(match[2] or "")
-        if tag and (weak or not match[1]):
-            tags.append(tag)
-    if not found:
-        raise _malformed(header)  # taken for no header it would leave the write without the protection it asked for
-    return tags
-
-
-_CONTROL = re.compile("[\x00-\x1f]")
-
-
-def _tag(opaque: str) -> Tag | None:
-    """The tag that `etag` writes in just this way."""
-    session_id, _, version = opaque.rpartition("-")
-    if not (version.isascii() and version.isdigit() and len(version) < 20):
-        return None
-    tag = Tag(unquote(session_id), int(version))
-    if _CONTROL.search(tag.session_id):  # in no session's id, and not in what every store can compare with
-        return None
-    return tag if etag(tag) == f'"{opaque}"' else None
-
-
-def _malformed(header: str) -> InvalidPrecondition:
-    return InvalidPrecondition(errors=(Finding(header.title(), "must be `*` or a list of quoted entity tags"),))
-
-
 # --- Writing answers --------------------------------------------------------------------------------------------------
 
 
-def answer(content: Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def answer(content: Struct | Sequence[Struct], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(status, json.encode(content), headers=headers or {})
 
 
@@ -324,4 +285,18 @@ def record(session: Session) -> SessionRecord:
         created_at=format_time(session.created_at),
         updated_at=format_time(session.updated_at),
         version=session.version,
+        expires_at=format_time(session.expires_at) if session.expires_at else UNSET,
+    )
+
+
+def summary(session: Session | Summary) -> SessionSummary:
+    """The same without the state."""
+    return SessionSummary(
+        session_id=session.session_id,
+        user_session_id=session.user_session_id,
+        last_activity=format_time(session.last_activity),
+        created_at=format_time(session.created_at),
+        updated_at=format_time(session.updated_at),
+        version=session.version,
+        expires_at=format_time(session.expires_at) if session.expires_at else UNSET,
     )

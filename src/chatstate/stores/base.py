@@ -11,15 +11,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
 from chatstate.errors import StoreError
-from chatstate.model import ANYTHING, Conflict, Deleted, Save, Session, Write
+from chatstate.model import (
+    ANYTHING,
+    KEEP,
+    Conflict,
+    Deleted,
+    Replay,
+    ReplayQuery,
+    Retention,
+    Save,
+    Session,
+    SessionQuery,
+    Summary,
+    Swept,
+    Version,
+    VersionQuery,
+    Write,
+)
+from chatstate.visit import Visit, VisitOutcome, VisitQuery, VisitWrite
 
-Outcome = Session | Deleted | Conflict | StoreError
-"""What became of one write: the session as it is now, its removal, or why nothing changed."""
+AnyWrite = Write | VisitWrite
+"""A write of any collection."""
+
+Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | StoreError
+"""What became of one write: the session or visit as it is now, its removal, or why nothing changed."""
+
+Query = SessionQuery | VersionQuery | ReplayQuery | VisitQuery
+Row = Session | Summary | Version | Replay | Visit
 
 
 class StoreStatus(Struct, frozen=True):
@@ -64,20 +88,37 @@ class Store(ABC):
         """Ask the database whether it can serve. Raises `StoreUnavailable` when it cannot, or has no tables."""
 
     @abstractmethod
-    async def load(self, ids: Sequence[str]) -> Mapping[str, Session]:
+    async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> Mapping[str, Session]:
         """The sessions that exist among these distinct ids, as of some moment during the call.
 
-        An absent session is absent from the answer; that is never an error, and an error is never an empty answer.
+        An absent session, and one that has expired by `now`, is absent from the answer; that is never an error, and an
+        error is never an empty answer.
         """
 
     @abstractmethod
-    async def commit(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
         """Carry out writes to distinct ids; return when all accepted ones are durable, an outcome for each, in order.
 
-        Each write is atomic by itself: it compares what it finds with `expect` and changes the session in one step, and
-        what happens to one write does not depend on its neighbours. When the call raises `OutcomeUnknown`, any of the
-        writes may have happened. When it raises anything else, none has: a value that the store cannot keep makes the
-        whole call fail with `WriteRefused`, and a row that another program holds with `SessionLocked`.
+        Each write is atomic by itself: it compares what it finds with `expect` and changes the session, its history
+        and what is remembered of its idempotency key in one step, and what happens to one write does not depend on its
+        neighbours. A session that has expired is absent, and a creation in its place leaves nothing of it. A key that
+        is remembered makes the write a `Replay`, whatever it expects.
+
+        When the call raises `OutcomeUnknown`, any of the writes may have happened. When it raises anything else, none
+        has: a value that the store cannot keep makes the whole call fail with `WriteRefused`, and a row that another
+        program holds with `SessionLocked`.
+        """
+
+    @abstractmethod
+    async def list(self, query: Query) -> Sequence[Row]:
+        """The rows that the query asks for, in its order, as of some moment during the call."""
+
+    @abstractmethod
+    async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
+        """Remove what has expired by `now`, about `limit` rows at most: sessions, and idempotency keys.
+
+        `after` is None at first, then what the step before gave as `next`. Many processes may sweep at once: none
+        waits for another, and rows that are being written are left for the next time.
         """
 
 
@@ -92,7 +133,7 @@ def verb_for(write: Write, known_absent: bool = False) -> Verb:
     """
     if not isinstance(write, Save):
         return "delete"
-    if write.expect == ANYTHING:
+    if write.expect == ANYTHING and write.expires_in != 0:  # an upsert cannot tell "none" from "as before"
         return "upsert"
     if write.expect.absent and (known_absent or write.expect.only == frozenset()):
         return "insert"

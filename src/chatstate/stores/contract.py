@@ -5,8 +5,8 @@
         await run(check, open_store)
 
 `open_store` is awaited for each store and opens a new one on the same database. A check that does not hold raises
-AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random and removed at
-the end, so the suite may run on a database that holds other sessions.
+AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and sessions
+are removed at the end, so the suite may run on a database that holds others. Visits stay: no write removes them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from chatstate.model import (
     none_of,
     one_of,
 )
-from chatstate.stores.base import Outcome, Store
+from chatstate.stores.base import AnyWrite, Outcome, Store
+from chatstate.stores.turn_contract import TurnChecks
+from chatstate.stores.visit_contract import VisitChecks
 
 OpenStore = Callable[[], Awaitable[Store]]
 
@@ -91,6 +93,11 @@ def saving(user_session_id: str, state: str | None = "{}", expect: Expect = ANYT
     )
 
 
+def deleting(user_session_id: str, expect: Expect = PRESENT, now: datetime = LATER) -> Delete:
+    """A `Delete` with defaults."""
+    return Delete(user_session_id=user_session_id, now=now, expect=expect)
+
+
 async def run(check: str, open_store: OpenStore) -> None:
     """Run one of `CHECKS`."""
     contract = Contract(open_store, await open_store(), await open_store())
@@ -98,13 +105,13 @@ async def run(check: str, open_store: OpenStore) -> None:
         await contract.one.migrate()
         await contract.other.migrate()
         await getattr(contract, check)()
-        await contract.one.commit([Delete(user_session_id=user_session_id) for user_session_id in contract.ids])
+        await contract.one.commit([deleting(user_session_id) for user_session_id in contract.ids])
     finally:
         await contract.one.close()
         await contract.other.close()
 
 
-class Contract:
+class Contract(TurnChecks, VisitChecks):
     """The checks, and two stores that they work on."""
 
     def __init__(self, open_store: OpenStore, one: Store, other: Store) -> None:
@@ -117,13 +124,13 @@ class Contract:
         self.ids.add(f"{self.prefix}{name}")
         return f"{self.prefix}{name}"
 
-    async def commit(self, write: Write, store: Store | None = None) -> Any:
+    async def commit(self, write: AnyWrite, store: Store | None = None) -> Any:
         """The outcome of one write by itself."""
         (outcome,) = await (store or self.one).commit([write])
         return outcome
 
     async def load(self, user_session_id: str, store: Store | None = None) -> Session | None:
-        return (await (store or self.other).load([user_session_id])).get(user_session_id)
+        return (await (store or self.other).load([user_session_id], NOW)).get(user_session_id)
 
     async def at_once(self, writes: list[Write]) -> list[Outcome]:
         """The writes, each by itself, all at once, through both stores in turn."""
@@ -131,8 +138,8 @@ class Contract:
         return list(await asyncio.gather(*(self.commit(write, store) for store, write in turns)))
 
     async def absent_sessions_are_absent_from_the_answer(self) -> None:
-        assert await self.one.load([self.id(1), self.id(2)]) == {}
-        assert await self.one.load([]) == {}
+        assert await self.one.load([self.id(1), self.id(2)], NOW) == {}
+        assert await self.one.load([], NOW) == {}
 
     async def an_empty_batch_is_fine(self) -> None:
         assert list(await self.one.commit([])) == []
@@ -168,14 +175,14 @@ class Contract:
     async def states_come_back_as_they_were(self) -> None:
         ids = [self.id(number) for number in range(len(STATES))]
         await self.one.commit([saving(*pair) for pair in zip(ids, STATES, strict=True)])
-        sessions = await self.other.load(ids)
+        sessions = await self.other.load(ids, NOW)
         assert [sessions[user_session_id].chat_state for user_session_id in ids] == list(STATES)
 
     async def ids_are_compared_as_bytes(self) -> None:
         ids = [self.id(name) for name in IDS]
         outcomes = await self.one.commit([saving(user_session_id, user_session_id) for user_session_id in ids])
         assert all(isinstance(outcome, Session) and outcome.is_new for outcome in outcomes)
-        sessions = await self.other.load(ids)
+        sessions = await self.other.load(ids, NOW)
         assert {key: session.chat_state for key, session in sessions.items()} == {key: key for key in ids}
 
     async def times_keep_their_microseconds(self) -> None:
@@ -207,7 +214,11 @@ class Contract:
             await self._is_kept(kind, user_session_id, expect if kind == "save" else expect & PRESENT, current)
 
     async def _second_life(self, user_session_id: str) -> Tag:
-        for write in (saving(user_session_id), Delete(user_session_id=user_session_id), saving(user_session_id)):
+        for write in (
+            saving(user_session_id),
+            deleting(user_session_id),
+            saving(user_session_id),
+        ):
             await self.commit(write)
         session: Session = await self.commit(saving(user_session_id, "before"))
         return session.tag
@@ -215,7 +226,7 @@ class Contract:
     async def _is_kept(self, kind: str, user_session_id: str, expect: Expect, current: Tag | None) -> None:
         write: Write = saving(user_session_id, None if kind == "keep" else "after", expect, LATER)
         if kind == "delete":
-            write = Delete(user_session_id=user_session_id, expect=expect)
+            write = deleting(user_session_id, expect=expect)
         outcome = await self.commit(write, self.other)
         loaded = await self.load(user_session_id, self.one)
         if not expect.allows(current):
@@ -230,9 +241,9 @@ class Contract:
 
     async def a_deleted_session_never_matches_again(self) -> None:
         first = await self.commit(saving(self.id()))
-        assert await self.commit(Delete(user_session_id=self.id()), self.other) == Deleted(first.tag)
+        assert await self.commit(deleting(self.id()), self.other) == Deleted(first.tag)
         assert await self.load(self.id()) is None
-        assert await self.commit(Delete(user_session_id=self.id())) == Conflict(None)
+        assert await self.commit(deleting(self.id())) == Conflict(None)
         second = await self.commit(saving(self.id()))
         assert second.session_id != first.session_id
         assert await self.commit(saving(self.id(), "zombie", one_of([first.tag]))) == Conflict(second.tag)
@@ -246,8 +257,8 @@ class Contract:
                 saving(self.id("a"), "new"),
                 saving(self.id("b"), "new", ABSENT),
                 saving(self.id("c"), "new", one_of([present["b"]])),
-                Delete(user_session_id=self.id("d")),
-                Delete(user_session_id=self.id("e")),
+                deleting(self.id("d")),
+                deleting(self.id("e")),
                 saving(self.id("f"), "new"),
                 saving(self.id("g"), "new", ABSENT),
                 saving(self.id("h"), None, PRESENT),
@@ -257,7 +268,7 @@ class Contract:
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds == [Session, Session, Conflict, Conflict, Deleted, Conflict, Session, Session, Session, Session]
         assert outcomes[2:6] == [Conflict(present["b"]), Conflict(None), Deleted(present["d"]), Conflict(None)]
-        sessions = await self.one.load([self.id(name) for name in "abcdefghij"])
+        sessions = await self.one.load([self.id(name) for name in "abcdefghij"], NOW)
         states = {key.removeprefix(self.prefix): session.chat_state for key, session in sessions.items()}
         assert states == {"a": "new", "b": "b", "f": "new", "g": "new", "h": "h", "i": "new", "j": "new"}
 
@@ -267,7 +278,7 @@ class Contract:
             try:
                 await self.one.commit([saving(self.id(1)), saving(self.id(2), bad), saving(self.id(3))])
             except WriteRefused:
-                assert await self.other.load([self.id(number) for number in (1, 2, 3)]) == {}
+                assert await self.other.load([self.id(number) for number in (1, 2, 3)], NOW) == {}
             else:
                 raise AssertionError(f"the store took {bad!r}")
         assert (await self.commit(saving(self.id(1)))).is_new
@@ -311,7 +322,7 @@ class Contract:
             saving,
             lambda key: saving(key, "updated", PRESENT),
             lambda key: saving(key, "created", ABSENT),
-            lambda key: Delete(user_session_id=key),
+            deleting,
         )
         for turn in range(24):
             orders = (ids, ids[::-1], ids[4:] + ids[:4], ids[::2])
@@ -333,7 +344,7 @@ class Contract:
     async def several_stores_may_migrate_at_once(self) -> None:
         stores = [await self.open_store() for _ in range(4)]
         await asyncio.gather(*(store.migrate() for store in stores))
-        assert [await store.load([self.id()]) for store in stores] == [{}] * 4
+        assert [await store.load([self.id()], NOW) for store in stores] == [{}] * 4
         for store in stores:
             await store.close()
 
@@ -348,7 +359,7 @@ class Contract:
         store = await self.open_store()
         await store.close()
         await store.close()
-        calls = (store.status(), store.migrate(), store.load([self.id()]), store.commit([saving(self.id())]))
+        calls = (store.status(), store.migrate(), store.load([self.id()], NOW), store.commit([saving(self.id())]))
         for answer in await asyncio.gather(*calls, return_exceptions=True):
             assert isinstance(answer, StoreUnavailable), answer
 
@@ -364,4 +375,9 @@ class Contract:
 
 _NOT_CHECKS = {"id", "commit", "load", "at_once"}
 
-CHECKS = [name for name in vars(Contract) if not name.startswith("_") and name not in _NOT_CHECKS]
+CHECKS = [
+    name
+    for checks in (Contract, TurnChecks, VisitChecks)
+    for name in vars(checks)
+    if not name.startswith("_") and name not in _NOT_CHECKS
+]

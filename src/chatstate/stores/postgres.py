@@ -2,12 +2,14 @@
 
 A batch is one statement for each kind of write in it. A batch of one kind, the usual case, commits by itself in one
 round trip; a mixed one is a transaction that first locks its rows in the order of their ids, as every statement does.
+So is one with idempotency keys, which looks first what it remembers of them, and remembers them at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -20,9 +22,25 @@ from chatstate.errors import (
     StoreUnavailable,
     StoreUnreachable,
 )
-from chatstate.model import Conflict, Delete, Deleted, Expect, Save, Session, Tag, Write
-from chatstate.stores import sql
-from chatstate.stores.base import Outcome, Store, StoreStatus, Verb, verb_for
+from chatstate.model import (
+    EARLIEST,
+    KEEP,
+    Conflict,
+    Deleted,
+    Retention,
+    Save,
+    Session,
+    SessionQuery,
+    Summary,
+    Swept,
+    Tag,
+    Version,
+    VersionQuery,
+    Write,
+)
+from chatstate.stores import postgres_sessions as sessions
+from chatstate.stores import postgres_visits, sql
+from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.postgres_connection import (
     Facts,
     RolledBack,
@@ -35,9 +53,9 @@ from chatstate.stores.postgres_connection import (
     translated,
     unreachable_explained,
 )
-from chatstate.stores.postgres_schema import inspect, migrate, script
-
-_STATEMENTS = ("load", "tags", "lock", "upsert", "insert", "update", "delete")
+from chatstate.stores.postgres_schema import Schema, inspect, migrate, script
+from chatstate.stores.postgres_sessions import moment, parameters
+from chatstate.visit import VisitQuery, VisitWrite
 
 _TRIES = 5
 """How often a batch is tried that a deadlock has undone, or that other writers have overtaken."""
@@ -53,7 +71,7 @@ class PostgresStore(Store):
         self._allow_unsafe = allow_unsafe
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._facts: Facts  # known once the store is open
-        self._sql: dict[str, str] = {}
+        self._schema: Schema | None = None  # none without a table
         self._begin = "BEGIN"
 
     async def open(self) -> None:
@@ -86,10 +104,9 @@ class PostgresStore(Store):
             )
 
     async def _prepare(self) -> None:
-        """Fit the statements to the table as it is; without a table there are none."""
+        """Look at the table as it is."""
         async with self._reading() as connection:
-            schema = await inspect(connection, self._facts.schema)
-        self._sql = {name: schema.fill(sql.statement("postgres", name)) for name in _STATEMENTS} if schema else {}
+            self._schema = await inspect(connection, self._facts.schema)
 
     async def close(self) -> None:
         if self._pool:
@@ -107,7 +124,8 @@ class PostgresStore(Store):
 
     async def status(self) -> StoreStatus:
         async with self._reading() as connection:
-            await connection.fetch(self._statement("tags"), [])  # the table is there, and we may read it
+            # The table is there, and we may read it.
+            await connection.fetch(self._statement("tags"), *moment(EARLIEST, KEEP), [])
             fsync, level, read_only = await connection.fetchrow(
                 "SELECT current_setting('fsync')::boolean, current_setting('synchronous_commit'), "
                 "current_setting('transaction_read_only')::boolean"
@@ -119,70 +137,165 @@ class PostgresStore(Store):
             store=f"PostgreSQL {self._facts.version} at {self._url.place}{pooler}", durability=_durability(fsync, level)
         )
 
-    async def load(self, ids: Sequence[str]) -> dict[str, Session]:
+    async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> dict[str, Session]:
         async with self._reading() as connection:
-            rows = await connection.fetch(self._statement("load"), ids)
+            rows = await connection.fetch(self._statement("load"), *moment(now, retention), ids)
         return {row[1]: Session(*row) for row in rows}
 
-    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> list[Outcome]:
+        of_visits = [write for write in writes if isinstance(write, VisitWrite)]
+        of_sessions = [write for write in writes if not isinstance(write, VisitWrite)]
+        if not of_visits:
+            return await self._commit_sessions(of_sessions, retention)
+        if not of_sessions:
+            return await self._commit_visits(of_visits)
+        sessions = iter(await self._commit_sessions(of_sessions, retention))
+        # Those are done: from here on, what goes wrong with a write is that write's outcome.
+        visits = iter([await self._commit_visit(write) for write in of_visits])
+        return [next(visits if isinstance(write, VisitWrite) else sessions) for write in writes]
+
+    async def _commit_visits(self, writes: Sequence[VisitWrite]) -> list[Outcome]:
+        several = postgres_visits.needs_several_statements(writes)
+        for _ in range(_TRIES):
+            with suppress(RolledBack):
+                async with (
+                    acquired(self._open_pool) as connection,
+                    self._unit(connection, several or self._facts.through_pooler),
+                ):
+                    return [*await postgres_visits.apply_visits(connection, self._table, writes)]
+        raise RolledBack
+
+    async def _commit_visit(self, write: VisitWrite) -> Outcome:
+        try:
+            return (await self._commit_visits([write]))[0]
+        except StoreError as error:
+            return error
+
+    async def _commit_sessions(self, writes: Sequence[Write], retention: Retention) -> list[Outcome]:
         ordered = sorted(writes, key=lambda write: write.user_session_id)
-        outcomes = await self._attempt(ordered, {}) if ordered else {}
+        outcomes = await self._attempt(ordered, {}, retention) if ordered else {}
         for write in ordered:
             if _was_overtaken(write, outcomes[write.user_session_id]):
-                await self._catch_up(write, outcomes)
+                await self._catch_up(write, outcomes, retention)
         return [outcomes[write.user_session_id] for write in writes]
 
-    async def _catch_up(self, write: Write, outcomes: dict[str, Outcome]) -> None:
+    async def _catch_up(self, write: Write, outcomes: dict[str, Outcome], retention: Retention) -> None:
         """Try a write again, alone, when another writer came between its comparison and our look at the loser."""
         for _ in range(_TRIES):
             try:
-                outcomes |= await self._attempt([write], outcomes)
+                outcomes |= await self._attempt([write], outcomes, retention)
             except StoreError as error:  # the others have their outcomes already
                 outcomes[write.user_session_id] = error
             if not _was_overtaken(write, outcomes[write.user_session_id]):
                 return
         outcomes[write.user_session_id] = SessionLocked()
 
-    async def _attempt(self, writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[str, Outcome]:
+    async def _attempt(
+        self, writes: Sequence[Write], earlier: dict[str, Outcome], retention: Retention
+    ) -> dict[str, Outcome]:
         """Try the writes, in the order of their ids, knowing what earlier attempts have run into."""
-        groups: dict[Verb, list[Write]] = {}
-        for write in writes:
-            verb = verb_for(write, known_absent=earlier.get(write.user_session_id) == Conflict(None))
-            groups.setdefault(verb, []).append(write)
         for _ in range(_TRIES):
             with suppress(RolledBack):
-                return await self._run(groups)
+                return await self._run(writes, earlier, retention)
         raise RolledBack
 
-    async def _run(self, groups: dict[Verb, list[Write]]) -> dict[str, Outcome]:
+    async def _run(
+        self, writes: Sequence[Write], earlier: dict[str, Outcome], retention: Retention
+    ) -> dict[str, Outcome]:
+        groups = _by_verb(writes, earlier)
+        keyed = [write for write in writes if write.once]
         several = len(groups) > 1
-        outcomes: dict[str, Outcome] = {}
-        ids = [write.user_session_id for group in groups.values() for write in group]
         async with (
             acquired(self._open_pool) as connection,
-            self._unit(connection, several or self._facts.through_pooler),
+            self._unit(connection, several or bool(keyed) or self._facts.through_pooler),
         ):
             if several:
-                await connection.fetch(self._statement("lock"), ids)
+                await connection.fetch(self._statement("lock"), [write.user_session_id for write in writes])
+            outcomes = await self._replays(connection, keyed)
             for verb, group in groups.items():
-                rows = await connection.fetch(self._statement(verb), *_columns(verb, group))
-                outcomes |= _outcomes(group, rows)
+                left = [write for write in group if write.user_session_id not in outcomes]
+                if left:
+                    rows = await connection.fetch(
+                        self._statement(verb, retention.history), *parameters(verb, left, retention)
+                    )
+                    outcomes |= sessions.outcomes(left, rows)
+            await self._remember(connection, keyed, outcomes)
         outcomes |= {
             write.user_session_id: OutcomeUnknown(_CHANGED_BY_TRIGGER)
             for write in groups.get("upsert", ())  # an upsert gives a row, unless a foreign trigger is in its way
             if write.user_session_id not in outcomes
         }
-        losers = [user_session_id for user_session_id in ids if user_session_id not in outcomes]
-        return outcomes | (await self._conflicts(losers) if losers else {})
+        losers = [write for write in writes if write.user_session_id not in outcomes]
+        return outcomes | (await self._conflicts(losers, retention) if losers else {})
 
-    async def _conflicts(self, ids: list[str]) -> dict[str, Outcome]:
+    async def _replays(self, connection: Any, keyed: Sequence[Write]) -> dict[str, Outcome]:
+        """What is remembered of these writes."""
+        if not keyed:
+            return {}
+        rows = await connection.fetch(self._statement("recall"), *sessions.recalled(keyed))
+        return {row[0]: sessions.replay(row) for row in rows}
+
+    async def _remember(self, connection: Any, keyed: Sequence[Write], outcomes: dict[str, Outcome]) -> None:
+        """Raises `RolledBack` when another server has been faster with the same key: the next try replays its write."""
+        found = [(write, outcomes.get(write.user_session_id)) for write in keyed]
+        done = [(write, outcome) for write, outcome in found if isinstance(outcome, Session | Deleted)]
+        if done:
+            rows = await connection.fetch(self._statement("remember"), *sessions.remembered(done))
+            if len(rows) < len(done):
+                raise RolledBack
+
+    async def _conflicts(self, losers: Sequence[Write], retention: Retention) -> dict[str, Outcome]:
+        """What the writes that changed nothing have run into; perhaps a duplicate of themselves."""
+        ids = [write.user_session_id for write in losers]
+        shown = [write.user_session_id for write in losers if isinstance(write, Save) and write.show_current]
+        when = moment(max(write.now for write in losers), retention)
         try:
             async with self._reading() as connection:
-                rows = await connection.fetch(self._statement("tags"), ids)
+                replays = await self._replays(connection, [write for write in losers if write.once])
+                loaded = await connection.fetch(self._statement("load"), *when, shown) if shown else []
+                rows = await connection.fetch(self._statement("tags"), *when, ids) if len(shown) < len(ids) else []
         except StoreError as error:
             return dict.fromkeys(ids, error)
-        current = {row[0]: Tag(row[1], row[2]) for row in rows}
-        return {user_session_id: Conflict(current.get(user_session_id)) for user_session_id in ids}
+        found = {row[0]: Conflict(Tag(row[1], row[2])) for row in rows}
+        found |= {row[1]: Conflict(Tag(row[0], row[6]), Session(*row)) for row in loaded}
+        return {user_session_id: found.get(user_session_id, Conflict(None)) for user_session_id in ids} | replays
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        async with self._reading() as connection:
+            if isinstance(query, SessionQuery):
+                shape: type[Any] = Session if query.with_state else Summary
+                statement, given = sessions.listing(self._table, query)
+                return [shape(*row) for row in await connection.fetch(statement, *given)]
+            if isinstance(query, VisitQuery):
+                return await postgres_visits.visits(connection, self._table, query)
+            if isinstance(query, VersionQuery):
+                rows = await connection.fetch(self._statement("versions"), *sessions.versions(query))
+                return [Version(*row) for row in rows]
+            rows = await connection.fetch(self._statement("recall"), *sessions.recalled([query]))
+            return [sessions.replay(row) for row in rows]
+
+    async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
+        if after is None and not self._table.finds_expired:
+            await self._look_for_indexes()
+        async with acquired(self._open_pool) as connection, self._unit(connection, self._facts.through_pooler):
+            forgotten = await connection.fetch(self._statement("sweep_keys"), now.isoformat(), limit)
+            removed: list[Any] = []
+            if self._table.finds_expired:
+                removed = await connection.fetch(self._statement("sweep"), now.isoformat(), limit)
+            more = limit in (len(removed), len(forgotten))
+            if retention.idle is None and self._table.finds_expired:
+                return Swept(len(removed), "" if more else None)
+            ((count, last, seen),) = await connection.fetch(
+                self._statement("sweep_page"), *moment(now, retention), after or "", limit
+            )
+        if seen < limit:
+            last = (last or after or "") if more else None
+        return Swept(len(removed) + count, last)
+
+    async def _look_for_indexes(self) -> None:
+        """Somebody may have made the one by expiry since we last looked."""
+        async with self._reading() as connection:
+            self._schema = await inspect(connection, self._facts.schema) or self._schema
 
     @asynccontextmanager
     async def _unit(self, connection: Any, explicit: bool, in_doubt: bool = True) -> AsyncIterator[None]:
@@ -220,10 +333,24 @@ class PostgresStore(Store):
             raise StoreUnavailable("The store is not open.")
         return self._pool
 
-    def _statement(self, name: str) -> str:
-        if not self._sql:
-            raise StoreUnavailable("The database has no tables for chatstate yet. Make them with: chatstate migrate")
-        return self._sql[name]
+    @property
+    def _table(self) -> Schema:
+        if not self._schema:
+            raise StoreUnavailable(
+                "The database has no tables for this version of chatstate yet. Make them with: chatstate migrate"
+            )
+        return self._schema
+
+    def _statement(self, name: str, history: int = 0) -> str:
+        return sessions.statement(self._table, name, history)
+
+
+def _by_verb(writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[Verb, list[Write]]:
+    groups: dict[Verb, list[Write]] = {}
+    for write in writes:
+        verb = verb_for(write, known_absent=earlier.get(write.user_session_id) == Conflict(None))
+        groups.setdefault(verb, []).append(write)
+    return groups
 
 
 def _durability(fsync: bool, level: str) -> str:
@@ -235,51 +362,3 @@ def _durability(fsync: bool, level: str) -> str:
 def _was_overtaken(write: Write, outcome: Outcome) -> bool:
     """Whether the write found what it does not expect, but a moment later what it does."""
     return isinstance(outcome, Conflict) and write.expect.allows(outcome.current)
-
-
-def _outcomes(group: Sequence[Write], rows: Sequence[Any]) -> dict[str, Outcome]:
-    """What became of the writes for which the statement gave a row. A foreign trigger may have changed a row's id."""
-    by_id = {write.user_session_id: write for write in group}
-    return {row[1]: _outcome(by_id[row[1]], row) for row in rows if row[1] in by_id}
-
-
-def _outcome(write: Write, row: Any) -> Outcome:
-    if not isinstance(write, Save):
-        return Deleted(Tag(row[0], row[2]))
-    session_id, user_session_id, kept_state, *rest = row
-    return Session(session_id, user_session_id, kept_state if write.chat_state is None else write.chat_state, *rest)
-
-
-def _columns(verb: Verb, writes: Sequence[Any]) -> list[list[Any]]:
-    """The parameters of the statement: for each one a column with the values of all writes."""
-    return [list(column) for column in zip(*(_ROWS[verb](write) for write in writes), strict=True)]
-
-
-# Times go as text: the driver would turn the first and the last moment of the calendar into infinities.
-
-
-def _inserted(write: Save) -> tuple[Any, ...]:
-    times = (write.last_activity.isoformat(), write.now.isoformat())
-    return (write.user_session_id, write.new_session_id, write.chat_state, *times)
-
-
-def _updated(write: Save) -> tuple[Any, ...]:
-    times = (write.last_activity.isoformat(), write.now.isoformat())
-    return (write.user_session_id, write.chat_state, *times, *_tags(write.expect))
-
-
-def _deleted(write: Delete) -> tuple[Any, ...]:
-    return (write.user_session_id, *_tags(write.expect))
-
-
-def _tags(expect: Expect) -> tuple[str | None, str]:
-    """`only` and `unless` as lines of tags; None for no restriction."""
-    return None if expect.only is None else "\n".join(map(str, expect.only)), "\n".join(map(str, expect.unless))
-
-
-_ROWS: dict[Verb, Callable[[Any], tuple[Any, ...]]] = {
-    "upsert": _inserted,
-    "insert": _inserted,
-    "update": _updated,
-    "delete": _deleted,
-}

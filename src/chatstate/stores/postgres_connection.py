@@ -261,7 +261,8 @@ def _translate(error: asyncpg.PostgresError) -> StoreError:
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return PrivilegeMissing(
             f"The database user lacks a privilege ({error}). Let the owner of the tables GRANT it USAGE on the schema "
-            "and SELECT, INSERT, UPDATE, DELETE on chat_state_sessions. Nothing was written."
+            "and SELECT, INSERT, UPDATE, DELETE on chat_state_sessions and on ALL TABLES IN SCHEMA chatstate. "
+            "Nothing was written."
         )
     if state in ("40001", "40P01"):  # serialization failure, deadlock
         return RolledBack()

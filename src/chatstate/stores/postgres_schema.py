@@ -19,9 +19,6 @@ _LOCK_NUMBER = 0x63686174737461  # "chatsta": the advisory lock under which tabl
 LOCK_TRIES = 15
 """How often a migration waits `LOCK_MILLISECONDS` for a table in use; others never queue behind it for longer."""
 
-_FIRST, _LAST = "'0001-01-01Z'", "'9999-12-31 23:59:59.999999Z'"
-"""The ends of our calendar, beyond which PostgreSQL goes on."""
-
 _TIMES = {"timestamp with time zone", "timestamp without time zone"}
 _TEXTS = {"text", "character varying"}
 _COLUMNS = {
@@ -36,17 +33,24 @@ _COLUMNS = {
 
 
 class Schema(Struct, frozen=True):
-    """Where the table is, and what the statements must know of its types."""
+    """Where the table is, and what the statements must know of it.
+
+    sorts_bytes    whether ids are sorted by their bytes, so that those with a prefix lie together
+    finds_expired  whether there is an index by expiry
+    """
 
     name: str
     session_id_type: str = "uuid"
+    sorts_bytes: bool = True
+    finds_expired: bool = True
 
     @property
     def table(self) -> str:
         return f'"{self.name}".{TABLE}'
 
     def fill(self, template: str) -> str:
-        words = {"table": self.table, "session_id_type": self.session_id_type, "first": _FIRST, "last": _LAST}
+        name = self.name.replace("'", "''")
+        words = {"table": self.table, "session_id_type": self.session_id_type, "name": f"'{name}'"}
         for word, value in words.items():
             template = template.replace(f"{{{word}}}", value)
         return template
@@ -57,6 +61,8 @@ class _Column(Struct, frozen=True):
     nullable: bool
     has_default: bool
     compares_bytes: bool
+    sorts_bytes: bool
+    is_indexed: bool
 
 
 async def inspect(connection: Any, schema: str) -> Schema | None:
@@ -66,13 +72,18 @@ async def inspect(connection: Any, schema: str) -> Schema | None:
         return None
     table = Schema(schema).table
     await _check(connection, table, columns)
-    return Schema(schema, columns["session_id"].type) if "version" in columns else None
+    if not {"version", "expires_in_seconds", "expires_at"} <= set(columns):
+        return None
+    session_id, user_session_id, expires_at = (columns[n] for n in ("session_id", "user_session_id", "expires_at"))
+    return Schema(schema, session_id.type, user_session_id.sorts_bytes, expires_at.is_indexed)
 
 
 async def _columns(connection: Any, schema: str) -> dict[str, _Column]:
     rows = await connection.fetch(
         "SELECT attname, format_type(atttypid, NULL), NOT attnotnull, atthasdef OR attidentity <> '', "
-        "coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = attcollation), true) "
+        "coalesce((SELECT collisdeterministic FROM pg_collation WHERE oid = attcollation), true), "
+        "EXISTS (SELECT FROM pg_collation WHERE oid = attcollation AND collname IN ('C', 'POSIX', 'ucs_basic')), "
+        "EXISTS (SELECT FROM pg_index WHERE indrelid = attrelid AND indkey[0] = attnum AND indisvalid) "
         "FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
         Schema(schema).table,
     )

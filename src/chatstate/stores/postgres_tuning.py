@@ -5,7 +5,7 @@ A table that we made is born like this. What each step gains is measured by `mak
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -69,6 +69,17 @@ ORDER BY i.indexrelid, 2
 """
 """Indexes that hold just what a unique one holds already."""
 
+_INDEXED = """
+SELECT a.attname, i.indisvalid, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+FROM pg_index i
+JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = to_regclass($1) AND a.attname IN ('expires_at', 'last_activity')
+ORDER BY c.relname
+"""
+"""The indexes that begin with one of these columns, and whether they are complete."""
+
 
 class PostgresTuning:
     """What can be tuned in the table of a PostgreSQL store. Raises what the store raises when it cannot be reached."""
@@ -84,10 +95,12 @@ class PostgresTuning:
                 size = await connection.fetchrow(_SIZE, table)
                 storage = await connection.fetchrow(_STORAGE, table)
                 doubled = await connection.fetch(_DOUBLED, table)
+                indexed = await connection.fetch(_INDEXED, table)
         if size is None:
             raise StoreUnavailable("The database has no tables for chatstate yet. Make them with: chatstate migrate")
         lacks_compression, lacks_target = storage or (False, False)
         steps = [_compress(table)] * lacks_compression + [_keep_whole(table)] * lacks_target
+        steps += _missing_indexes(table, indexed)
         return _described(table, *size), steps + [_drop(*index) for index in doubled]
 
     async def carry_out(self, step: TuningStep) -> None:
@@ -178,5 +191,44 @@ def _drop(index: str, unique: str, size: int) -> TuningStep:
         sql=f"DROP INDEX CONCURRENTLY IF EXISTS {index};",
         locks="nothing that readers or writers wait for. The step waits until the transactions of this moment have "
         "ended.",
+        in_transaction=False,
+    )
+
+
+_INDEXES = {
+    "expires_at": (
+        "(expires_at) WHERE expires_at IS NOT NULL",
+        "Sweeping finds expired sessions without reading the whole table, as it does once a minute. Sessions that "
+        "never expire are not in the index, and cost nothing.",
+    ),
+    "last_activity": (
+        "(last_activity, user_session_id)",
+        "Listing sessions by activity reads one page, not the whole table. A save costs a little more.",
+    ),
+}
+"""The indexes that a table of ours is born with: what they hold, and what they gain."""
+
+
+def _missing_indexes(table: str, indexed: Sequence[Any]) -> Iterator[TuningStep]:
+    """Each index that is not there, and before it the removal of what a broken-off attempt has left of it."""
+    complete = {column for column, is_valid, _ in indexed if is_valid}
+    for column, (definition, gain) in _INDEXES.items():
+        if column not in complete:
+            name = f"idx_chat_state_sessions_{column}"
+            yield from (_drop_broken(index) for of, _, index in indexed if of == column and index.endswith(name))
+            yield TuningStep(
+                gain=gain,
+                sql=f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table} {definition};",
+                locks="nothing that readers or writers wait for. The step reads the whole table, twice, and waits for "
+                "transactions that are older than it.",
+                in_transaction=False,
+            )
+
+
+def _drop_broken(index: str) -> TuningStep:
+    return TuningStep(
+        gain="The index is of no use: its making was broken off. Or it is being made right now; then wait.",
+        sql=f"DROP INDEX CONCURRENTLY IF EXISTS {index};",
+        locks="nothing that readers or writers wait for.",
         in_transaction=False,
     )

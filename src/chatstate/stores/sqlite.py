@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
 import apsw
 from filelock import FileLock, Timeout
-from msgspec import json
 
 from chatstate.errors import (
     OutcomeUnknown,
@@ -29,9 +28,10 @@ from chatstate.errors import (
     StoreUnreachable,
     WriteRefused,
 )
-from chatstate.model import Conflict, Deleted, Save, Session, Tag, Write
-from chatstate.stores import sql
-from chatstate.stores.base import Outcome, Store, StoreStatus, verb_for
+from chatstate.model import KEEP, Retention, Session, SessionQuery, Swept, VersionQuery
+from chatstate.stores import sql, sqlite_sessions, sqlite_visits
+from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.visit import VisitQuery, VisitWrite
 
 Result = TypeVar("Result")
 
@@ -40,11 +40,6 @@ _FIRST_SAFE_VERSION = (3, 51, 3)
 
 _BUSY_SECONDS = 5
 """How long a write waits for a short second writer, such as a command."""
-
-_STATEMENTS = {name: sql.statement("sqlite", name) for name in ("load", "tag", "upsert", "insert", "update", "delete")}
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class SQLiteStore(Store):
@@ -114,21 +109,27 @@ class SQLiteStore(Store):
 
     async def status(self) -> StoreStatus:
         with _translated(self._path):
-            await self._reader.run(
-                lambda connection: connection.execute(_STATEMENTS["tag"], {"user_session_id": ""}).fetchall()
-            )
+            await self._reader.run(sqlite_sessions.check_readable)
         return StoreStatus(
             store=f"SQLite {apsw.sqlite_lib_version()}, {self._path}",
             durability="An acknowledged write has been synced to the disk (WAL, synchronous=FULL).",
         )
 
-    async def load(self, ids: Sequence[str]) -> dict[str, Session]:
+    async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> dict[str, Session]:
         with _translated(self._path):
-            return await self._reader.run(lambda connection: _load(connection, ids))
+            return await self._reader.run(lambda connection: sqlite_sessions.load(connection, ids, now, retention))
 
-    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> list[Outcome]:
         with _translated(self._path):
-            return await self._writer.run(lambda connection: _commit(connection, writes))
+            return await self._writer.run(lambda connection: _commit(connection, writes, retention))
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        with _translated(self._path):
+            return await self._reader.run(lambda connection: _list(connection, query))
+
+    async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
+        with _translated(self._path):
+            return await self._writer.run(lambda connection: _sweep(connection, now, retention, after, limit))
 
 
 class _Worker:
@@ -210,67 +211,30 @@ def _migrate(connection: apsw.Connection) -> list[str]:
     return [migration.name for migration in pending]
 
 
-def _load(connection: apsw.Connection, ids: Sequence[str]) -> dict[str, Session]:
-    sessions = {}
-    for user_session_id in ids:
-        for row in connection.execute(_STATEMENTS["load"], {"user_session_id": user_session_id}):
-            session_id, _, chat_state, active, created, updated, version = row
-            times = (_time(active), _time(created), _time(updated))
-            sessions[user_session_id] = Session(session_id, user_session_id, chat_state, *times, version)
-    return sessions
-
-
-def _commit(connection: apsw.Connection, writes: Sequence[Write]) -> list[Outcome]:
+def _commit(connection: apsw.Connection, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
     with _transaction(connection):
-        return [_apply(connection, write) for write in writes]
+        return [_apply(connection, write, retention) for write in writes]
 
 
-def _apply(connection: apsw.Connection, write: Write) -> Outcome:
-    # The transaction holds SQLite's one write lock: a session that was seen absent stays absent until the insert.
-    outcome = _try(connection, write)
-    if isinstance(outcome, Conflict) and write.expect.allows(outcome.current):
-        return _try(connection, write, known_absent=True)
-    return outcome
+def _apply(connection: apsw.Connection, write: AnyWrite, retention: Retention) -> Outcome:
+    if isinstance(write, VisitWrite):
+        return sqlite_visits.apply_visit(connection, write)
+    return sqlite_sessions.apply(connection, write, retention)
 
 
-def _try(connection: apsw.Connection, write: Write, known_absent: bool = False) -> Outcome:
-    statement = _STATEMENTS[verb_for(write, known_absent)]
-    for row in connection.execute(statement, _parameters(write)):
-        return _saved(write, *row) if isinstance(write, Save) else Deleted(Tag(*row))
-    for row in connection.execute(_STATEMENTS["tag"], {"user_session_id": write.user_session_id}):
-        return Conflict(Tag(*row))
-    return Conflict(None)
+def _list(connection: apsw.Connection, query: Query) -> Sequence[Row]:
+    if isinstance(query, SessionQuery):
+        return sqlite_sessions.sessions(connection, query)
+    if isinstance(query, VersionQuery):
+        return sqlite_sessions.versions(connection, query)
+    if isinstance(query, VisitQuery):
+        return sqlite_visits.visits(connection, query)
+    return sqlite_sessions.replays(connection, query)
 
 
-def _parameters(write: Write) -> dict[str, str | int | None]:
-    only = write.expect.only
-    parameters: dict[str, str | int | None] = {
-        "user_session_id": write.user_session_id,
-        "only": None if only is None else json.encode([str(tag) for tag in only]).decode(),
-        "unless": json.encode([str(tag) for tag in write.expect.unless]).decode(),
-    }
-    if isinstance(write, Save):
-        parameters |= {
-            "session_id": write.new_session_id,
-            "chat_state": write.chat_state,
-            "last_activity": _microseconds(write.last_activity),
-            "now": _microseconds(write.now),
-        }
-    return parameters
-
-
-def _saved(write: Save, session_id: str, created: int, version: int, kept_state: str | None = None) -> Session:
-    state = write.chat_state if kept_state is None else kept_state
-    assert state is not None  # a write without a state updates, and gives the one that it has kept
-    return Session(session_id, write.user_session_id, state, write.last_activity, _time(created), write.now, version)
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def _time(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
+def _sweep(connection: apsw.Connection, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
+    with _transaction(connection):
+        return sqlite_sessions.sweep(connection, now, retention, after, limit)
 
 
 @contextmanager
@@ -314,4 +278,8 @@ def _translated(path: Path) -> Iterator[None]:
             f"save what can still be read: sqlite3 {path} .recover | sqlite3 recovered.db"
         ) from error
     except apsw.Error as error:
+        if isinstance(error, apsw.SQLError) and str(error).startswith("no such "):  # SQLite has no finer code for it
+            raise StoreUnavailable(
+                f"The file {path} has no tables for this version of chatstate yet. Make them with: chatstate migrate"
+            ) from error
         raise StoreUnavailable(f"SQLite cannot use its file ({error}). Nothing was written; try again.") from error

@@ -1,4 +1,4 @@
 -- What the writes that changed nothing have run into.
-SELECT user_session_id, session_id::text, version
-FROM {table}
-WHERE user_session_id = ANY ($1::text[])
+SELECT s.user_session_id, s.session_id::text, s.version
+FROM {table} AS s
+WHERE s.user_session_id = ANY ($3::text[]) AND NOT {gone}

@@ -1,0 +1,426 @@
+"""The handlers of chat states: `/chat-state-sessions` and what lies below."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from datetime import datetime
+from typing import Annotated, Literal, TypeVar
+
+from msgspec import UNSET, Meta
+
+from chatstate.errors import ChatStateError, PreconditionFailed, UnsupportedMediaType
+from chatstate.http.api import BODY_PROBLEMS, STORE_PROBLEMS, Api, Endpoint
+from chatstate.http.conditions import (
+    etag,
+    idempotency_key,
+    if_match,
+    if_none_match,
+    precondition,
+    prefers_representation,
+)
+from chatstate.http.messages import Request, Response
+from chatstate.http.paging import next_page, read_cursor, read_limit, read_parameters, write_cursor
+from chatstate.http.shapes import (
+    JsonPatch,
+    LoadedState,
+    MergePatch,
+    Message,
+    RestoreBody,
+    SaveBody,
+    SessionPage,
+    SessionRecord,
+    SessionSummary,
+    UpdateBody,
+    VersionPage,
+    VersionRecord,
+    VersionSummary,
+)
+from chatstate.http.wire import (
+    Findings,
+    answer,
+    check_media_type,
+    decode_id,
+    encode_id,
+    read_body,
+    read_expires_in,
+    read_id,
+    read_state,
+    read_time,
+    read_version,
+    record,
+    summary,
+)
+from chatstate.model import (
+    Expect,
+    IdempotencyKey,
+    Position,
+    Session,
+    Summary,
+    Tag,
+    check_prefix,
+    check_user_session_id,
+    format_time,
+    parse_time,
+)
+from chatstate.patches import MEDIA_TYPES
+from chatstate.sessions import Replayed
+
+Value = TypeVar("Value")
+
+SESSIONS = "/chat-state-sessions"
+SESSION = "/chat-state-sessions/{userSessionId}"
+
+_MOST_LISTED, _MOST_LISTED_WITH_STATE = 1000, 20
+"""The longest pages; states may be large."""
+
+
+async def save(api: Api, request: Request) -> Response:
+    """Save a state: create the session, or replace its state."""
+    body = await read_body(request, SaveBody, api.limits.body_bytes)
+    findings = Findings()
+    user_session_id = findings.of("user_session_id", read_id, body.user_session_id)
+    chat_state = findings.of("chat_state", read_state, body.chat_state, api.limits)
+    last_activity = findings.of("last_activity", read_time, body.last_activity)
+    expires_in = findings.of("expires_in_seconds", read_expires_in, body.expires_in_seconds)
+    findings.raise_if_any()
+    expect, once = await _conditions(api, request, "save")
+    write = api.sessions.save(user_session_id, chat_state, last_activity, expect, expires_in=expires_in, once=once)
+    session = await _current_shown(api, request, user_session_id, write)
+    response = _written(session, record(session), 201 if session.is_new else 200)
+    if session.is_new:
+        response.headers["location"] = f"{request.mount}{SESSIONS}/{encode_id(session.user_session_id)}"
+    return response
+
+
+async def load(api: Api, request: Request) -> Response:
+    """Load a state."""
+    required, known = if_match(request.headers), if_none_match(request.headers)
+    session = await api.sessions.load(path_id(request))
+    tag = session.tag
+    headers = {"etag": etag(tag)}
+    if not required.allows(tag):
+        raise PreconditionFailed(tag)
+    if not known.allows(tag):
+        return Response(304, headers=headers)
+    return answer(LoadedState(session.chat_state, format_time(session.last_activity)), headers=headers)
+
+
+async def update(api: Api, request: Request) -> Response:
+    """Change a session that exists: its state, its time of last activity, its expiry."""
+    user_session_id = path_id(request)
+    body = await read_body(request, UpdateBody, api.limits.body_bytes)
+    findings = Findings()
+    given = body.chat_state is not UNSET
+    chat_state = findings.of("chat_state", read_state, body.chat_state, api.limits) if given else None
+    last_activity = findings.of("last_activity", read_time, body.last_activity)
+    expires_in = findings.of("expires_in_seconds", read_expires_in, body.expires_in_seconds)
+    findings.raise_if_any()
+    expect, once = await _conditions(api, request, "update")
+    write = api.sessions.update(user_session_id, chat_state, last_activity, expect, expires_in=expires_in, once=once)
+    session = await _current_shown(api, request, user_session_id, write)
+    return _written(session, record(session))
+
+
+async def patch(api: Api, request: Request) -> Response:
+    """Change a part of the state on the server: a JSON merge patch (RFC 7396) or a JSON patch (RFC 6902)."""
+    user_session_id = path_id(request)
+    try:
+        media_type = check_media_type(request.headers, list(MEDIA_TYPES))
+    except UnsupportedMediaType as error:
+        raise UnsupportedMediaType(error.message, accept_patch=_ACCEPT_PATCH) from None
+    body = await request.read(api.limits.body_bytes)
+    apply = MEDIA_TYPES[media_type](body)
+    expect, once = await _conditions(api, request, media_type)
+    limit = api.limits.state_bytes
+    write = api.sessions.edit(user_session_id, lambda state: apply(state, limit), expect, once)
+    session = await _current_shown(api, request, user_session_id, write)
+    return _edited(request, session)
+
+
+async def restore(api: Api, request: Request) -> Response:
+    """Bring an earlier version back, as a new version."""
+    user_session_id = path_id(request)
+    body = await read_body(request, RestoreBody, api.limits.body_bytes)
+    findings = Findings()
+    version = findings.of("version", read_version, body.version)
+    findings.raise_if_any()
+    expect, once = await _conditions(api, request, "restore")
+    write = api.sessions.restore(user_session_id, version, expect, once)
+    session = await _current_shown(api, request, user_session_id, write)
+    return _edited(request, session)
+
+
+async def delete(api: Api, request: Request) -> Response:
+    """Delete a session, and all that is held about it."""
+    user_session_id = path_id(request)
+    expect, once = await _conditions(api, request, "delete")
+    replayed = await _current_shown(
+        api, request, user_session_id, api.sessions.delete(user_session_id, expect, once=once)
+    )
+    headers = {"idempotency-replayed": "true"} if replayed else {}
+    return answer(Message("Chat state session deleted"), headers=headers)
+
+
+async def list_sessions(api: Api, request: Request) -> Response:
+    """List sessions, newest activity first, without their states unless they are asked for."""
+    given = read_parameters(request, _LIST_PARAMETERS)
+    findings = Findings()
+    include = given.get("include")
+    with_state = include == "chat_state"
+    if include is not None and not with_state:
+        findings.add("include", "must be chat_state, the only member that can be asked for")
+    most = _MOST_LISTED_WITH_STATE if with_state else _MOST_LISTED
+    limit = findings.of("limit", read_limit, given.get("limit"), min(100, most), most)
+    order = findings.of("order", _read_order, given.get("order", "activity"))
+    after = findings.of("cursor", _read_position, given.get("cursor"), order)
+    findings.of("prefix", check_prefix, given.get("prefix", ""))
+    active_after = findings.of("active_after", _read_query_time, given.get("active_after"))
+    active_before = findings.of("active_before", _read_query_time, given.get("active_before"))
+    findings.raise_if_any()
+    sessions = await api.sessions.list(
+        limit=limit + 1,  # one more shows whether there is a next page
+        order=order,
+        after=after,
+        prefix=given.get("prefix", ""),
+        active_after=active_after,
+        active_before=active_before,
+        with_state=with_state,
+    )
+    page = sessions[:limit]
+    cursor = _write_position(page[-1], order) if len(sessions) > limit else None
+    return answer(
+        SessionPage([_listed(session) for session in page], cursor), headers=next_page(request, given, cursor)
+    )
+
+
+async def list_versions(api: Api, request: Request) -> Response:
+    """List the versions of a session that are kept, newest first."""
+    user_session_id = path_id(request)
+    given = read_parameters(request, ("limit", "cursor"))
+    findings = Findings()
+    limit = findings.of("limit", read_limit, given.get("limit"), 100, _MOST_LISTED)
+    before = findings.of("cursor", read_cursor, given.get("cursor"), _VersionNumber)
+    findings.raise_if_any()
+    versions = await api.sessions.versions(user_session_id, limit + 1, before)
+    page = versions[:limit]
+    cursor = write_cursor(page[-1].version) if len(versions) > limit else None
+    headers = next_page(request, given, cursor)
+    if before is None:
+        headers["etag"] = etag(Tag(page[0].session_id, page[0].version))
+    rows = [
+        VersionSummary(row.version, format_time(row.last_activity), format_time(row.saved_at), row.size) for row in page
+    ]
+    return answer(VersionPage(rows, cursor), headers=headers)
+
+
+async def load_version(api: Api, request: Request) -> Response:
+    """Load a version of a session."""
+    user_session_id = path_id(request)
+    number = request.params["version"]
+    if not (number.isascii() and number.isdigit() and len(number) < 19):
+        number = "0"  # there is no such version
+    row = await api.sessions.version(user_session_id, int(number))
+    shown = VersionRecord(row.version, row.chat_state or "", format_time(row.last_activity), format_time(row.saved_at))
+    return answer(shown, headers={"etag": etag(Tag(row.session_id, row.version))})
+
+
+# --- What these have in common ----------------------------------------------------------------------------------------
+
+
+def path_id(request: Request) -> str:
+    return decode_id(request.params["userSessionId"])
+
+
+async def _conditions(api: Api, request: Request, operation: str) -> tuple[Expect, IdempotencyKey | None]:
+    """What the header fields of a write demand."""
+    expect = precondition(request.headers, api.require_preconditions)
+    if not request.headers.all("idempotency-key"):
+        return expect, None
+    body = await request.read(api.limits.body_bytes)
+    return expect, idempotency_key(request.headers, operation, body)
+
+
+async def _current_shown(api: Api, request: Request, user_session_id: str, write: Awaitable[Value]) -> Value:
+    """What the write gives. If its precondition fails, and the client prefers so, the error brings the session."""
+    try:
+        return await write
+    except PreconditionFailed as error:
+        if not prefers_representation(request.headers):
+            raise
+        try:
+            session = await api.sessions.load(user_session_id)
+        except ChatStateError:  # what has failed is the precondition, even if the session cannot be shown
+            raise error from None
+        raise PreconditionFailed(session.tag, session) from None
+
+
+def _written(session: Session, shown: SessionRecord | SessionSummary, status: int = 200) -> Response:
+    headers = {"etag": etag(session.tag)}
+    if isinstance(session, Replayed):
+        headers["idempotency-replayed"] = "true"
+    return answer(shown, status, headers)
+
+
+def _edited(request: Request, session: Session) -> Response:
+    """The answer to an edit, with the state only if the client prefers so, and if it is still kept."""
+    kept = not isinstance(session, Replayed) or session.state_is_kept
+    if not (prefers_representation(request.headers) and kept):
+        return _written(session, summary(session))
+    response = _written(session, record(session))
+    response.headers["preference-applied"] = "return=representation"
+    return response
+
+
+_VersionNumber = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+
+_LIST_PARAMETERS = ("limit", "cursor", "order", "prefix", "active_after", "active_before", "include")
+
+
+def _read_order(text: str) -> Literal["activity", "id"]:
+    if text == "id":
+        return "id"
+    if text == "activity":
+        return "activity"
+    raise ValueError("must be activity or id")
+
+
+def _read_query_time(text: str | None) -> datetime | None:
+    return None if text is None else parse_time(text)
+
+
+def _write_position(session: Session | Summary, order: str) -> str:
+    return write_cursor((order, format_time(session.last_activity), session.user_session_id))
+
+
+def _read_position(text: str | None, order: str) -> Position | None:
+    position = read_cursor(text, tuple[str, str, str])
+    if position is None:
+        return None
+    if position[0] != order:
+        raise ValueError("must be a cursor that this list has given, for the same order")
+    check_user_session_id(position[2])
+    return Position(parse_time(position[1]), position[2])
+
+
+def _listed(session: Session | Summary) -> SessionSummary:
+    shown = summary(session)
+    if isinstance(session, Session):
+        shown.chat_state = session.chat_state
+    return shown
+
+
+# --- The route table --------------------------------------------------------------------------------------------------
+
+_CONDITIONS = ("IfMatch", "IfNoneMatch")
+_WRITE = (*_CONDITIONS, "IdempotencyKey", "Prefer")
+_WRITE_PROBLEMS = (
+    "invalid_request",
+    "invalid_precondition",
+    "precondition_failed",
+    "precondition_required",
+    "idempotency_key_reused",
+    *STORE_PROBLEMS,
+)
+_PATCHES = {"application/json-patch+json": JsonPatch, "application/merge-patch+json": MergePatch}
+_ACCEPT_PATCH = ", ".join(_PATCHES)
+
+STATES = "Chat state"
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        SESSIONS,
+        save,
+        STATES,
+        SaveBody,
+        {200: SessionRecord, 201: SessionRecord},
+        (*BODY_PROBLEMS, *_WRITE_PROBLEMS),
+        _WRITE,
+    ),
+    Endpoint(
+        "GET",
+        SESSIONS,
+        list_sessions,
+        STATES,
+        None,
+        {200: SessionPage},
+        ("invalid_request", *STORE_PROBLEMS),
+        _LIST_PARAMETERS,
+    ),
+    Endpoint(
+        "GET",
+        SESSION,
+        load,
+        STATES,
+        None,
+        {200: LoadedState, 304: None},
+        ("invalid_request", "invalid_precondition", "session_not_found", "precondition_failed", *STORE_PROBLEMS),
+        _CONDITIONS,
+    ),
+    Endpoint(
+        "PUT",
+        SESSION,
+        update,
+        STATES,
+        UpdateBody,
+        {200: SessionRecord},
+        (*BODY_PROBLEMS, "session_not_found", *_WRITE_PROBLEMS),
+        _WRITE,
+    ),
+    Endpoint(
+        "PATCH",
+        SESSION,
+        patch,
+        STATES,
+        _PATCHES,
+        {200: SessionSummary},
+        (
+            *BODY_PROBLEMS,
+            "invalid_patch",
+            "session_not_found",
+            "state_not_patchable",
+            "patch_conflict",
+            *_WRITE_PROBLEMS,
+        ),
+        _WRITE,
+    ),
+    Endpoint(
+        "DELETE",
+        SESSION,
+        delete,
+        STATES,
+        None,
+        {200: Message},
+        ("session_not_found", "too_large", *_WRITE_PROBLEMS),
+        _WRITE,
+    ),
+    Endpoint(
+        "GET",
+        f"{SESSION}/versions",
+        list_versions,
+        STATES,
+        None,
+        {200: VersionPage},
+        ("invalid_request", "session_not_found", *STORE_PROBLEMS),
+        ("limit", "cursor"),
+    ),
+    Endpoint(
+        "GET",
+        f"{SESSION}/versions/{{version}}",
+        load_version,
+        STATES,
+        None,
+        {200: VersionRecord},
+        ("invalid_request", "session_not_found", "version_not_found", *STORE_PROBLEMS),
+    ),
+    Endpoint(
+        "POST",
+        f"{SESSION}/restore",
+        restore,
+        STATES,
+        RestoreBody,
+        {200: SessionSummary},
+        (*BODY_PROBLEMS, "session_not_found", "version_not_found", *_WRITE_PROBLEMS),
+        _WRITE,
+    ),
+)

@@ -1,0 +1,28 @@
+-- A statement that saves, and the history of what it saved: the version before, unless it is there (another program may
+-- have made it), the new one, and room for both by the removal of the oldest.
+WITH saved AS (
+{statement}
+), prior AS (
+    INSERT INTO chatstate.versions (table_schema, session_id, version, last_activity, saved_at, chat_state)
+    SELECT {name}, {version_columns}
+    FROM {table} AS s
+    JOIN saved USING (user_session_id)
+    WHERE s.session_id::text = saved.session_id AND s.version < saved.version AND s.version > saved.version - {history}
+        AND NOT EXISTS (
+            SELECT FROM chatstate.versions AS v
+            WHERE v.table_schema = {name} AND v.session_id = saved.session_id AND v.version = s.version
+        )
+    ON CONFLICT DO NOTHING
+), recorded AS (
+    INSERT INTO chatstate.versions (table_schema, session_id, version, last_activity, saved_at, chat_state)
+    SELECT {name}, session_id, version, last_activity, updated_at, chat_state
+    FROM saved
+    ON CONFLICT (table_schema, session_id, version) DO UPDATE
+    SET last_activity = excluded.last_activity, saved_at = excluded.saved_at, chat_state = excluded.chat_state
+), pruned AS (
+    DELETE FROM chatstate.versions AS v
+    USING saved
+    WHERE v.table_schema = {name} AND v.session_id = saved.session_id AND v.version <= saved.version - {history}
+)
+SELECT session_id, user_session_id, kept_state, last_activity, created_at, updated_at, version, expires_at
+FROM saved
