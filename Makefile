@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ARGS ?=
 
-.PHONY: help serve test lint format bench bench-quick lock reference clean
+.PHONY: help serve test simulate lint format bench bench-quick lock reference clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -15,6 +15,10 @@ serve: .venv/serve  ## Serve http://localhost:3000 from ./chatstate.db (ARGS="--
 test: .venv/dev  ## Run all tests, on SQLite and on real PostgreSQL servers that come with the test tools
 	$(BIN)/pytest $(ARGS)
 
+simulate: .venv/dev  ## Random requests against a model of the rules (SEED=7 replays, STORE=sqlite, EXAMPLES=100000)
+	CHATSTATE_TEST_SEED=$(SEED) CHATSTATE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/simulate \
+		-k "test_the_servers and $(or $(STORE),test)" $(ARGS)
+
 lint: .venv/dev  ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -24,10 +28,10 @@ format: .venv/dev  ## Mend the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/dev  ## Measure chatstate beside its peers and limits, in about 40 minutes (ARGS="--only peers" for less)
+bench: .venv/dev  ## Measure chatstate beside its peers and limits, in about 45 minutes (ARGS="--only peers" for less)
 	@exec $(BIN)/python -m bench $(ARGS)
 
-bench-quick: .venv/dev  ## The same against the replaced service and pgbench only, in less than 2 minutes
+bench-quick: .venv/dev  ## The same against the replaced service and pgbench only, in about 2 minutes
 	@exec $(BIN)/python -m bench --quick $(ARGS)
 
 lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with hashes
