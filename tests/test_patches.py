@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from chatstate.errors import BodyTooLarge, InvalidJson, InvalidPatch, PatchConflict, StateNotPatchable
 from chatstate.model import MAX_STATE_DEPTH
-from chatstate.patches import MAX_OPERATIONS, MEDIA_TYPES, parse_json_patch, parse_merge_patch
+from chatstate.patches import MAX_OPERATIONS, MEDIA_TYPES, parse_json_patch, parse_merge_patch, unhurried
 
 LIMIT = 1 << 20
 CASES = Path(__file__).parent / "patches"
@@ -65,6 +67,19 @@ def test_the_media_types() -> None:
         "application/merge-patch+json": parse_merge_patch,
         "application/json-patch+json": parse_json_patch,
     } == MEDIA_TYPES
+
+
+async def test_others_are_answered_while_a_long_one_is_at_work() -> None:
+    others = threading.Event()
+
+    def work(text: str, seconds: int) -> bool:
+        return others.wait(seconds)
+
+    patching = asyncio.create_task(unhurried(work, "x" * LIMIT, 10))
+    await asyncio.sleep(0)  # the task has begun
+    others.set()
+    assert await patching
+    assert not await unhurried(lambda text, seconds: threading.current_thread() is not threading.main_thread(), "x", 0)
 
 
 # --- What the messages say --------------------------------------------------------------------------------------------

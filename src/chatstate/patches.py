@@ -7,13 +7,14 @@ values that a patch brings.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Context, Decimal
 from functools import cache
 from itertools import chain, islice
 from json import JSONDecodeError, JSONDecoder
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonpatch import AddOperation, JsonPatch, JsonPatchException, JsonPointer, JsonPointerException, PatchOperation
 from msgspec import DecodeError, Raw
@@ -21,6 +22,8 @@ from msgspec.json import decode, encode
 
 from chatstate.errors import BodyTooLarge, Finding, InvalidJson, InvalidPatch, PatchConflict, StateNotPatchable
 from chatstate.model import MAX_STATE_DEPTH
+
+Value = TypeVar("Value")
 
 Patch = Callable[[str, int], str]
 """Takes the text of a state and the most bytes of UTF-8 that the result may have, and gives the text of the new state.
@@ -30,6 +33,9 @@ Raises `StateNotPatchable`, `PatchConflict`, and `BodyTooLarge` for a result ove
 
 MAX_OPERATIONS = 1000
 """The most operations that one JSON Patch may have."""
+
+_LONG = 1 << 19
+"""Below it, changing threads costs more than it gives; the worst that can be done to so little takes some 50 ms."""
 
 MAX_STEPS = 2_000_000_000
 """What one JSON Patch may cost beyond reading and writing: a step is an array element that moves up or down by one."""
@@ -80,6 +86,13 @@ MEDIA_TYPES: Mapping[str, Callable[[bytes], Patch]] = {
     "application/json-patch+json": parse_json_patch,
 }
 """The parser for each media type that a patch may have."""
+
+
+async def unhurried(work: Callable[..., Value], text: str | bytes, *more: Any) -> Value:
+    """Parse a body, or apply a patch to a state. A long one takes its time in a thread, while others are answered."""
+    if len(text) <= _LONG:
+        return work(text, *more)
+    return await asyncio.to_thread(work, text, *more)
 
 
 # --- The operations of a JSON Patch -----------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ class Sessions:
     async def edit(
         self,
         user_session_id: str,
-        change: Callable[[str], str],
+        change: Callable[[str], Awaitable[str]],
         precondition: Expect = ANYTHING,
         once: IdempotencyKey | None = None,
     ) -> Session:
@@ -195,7 +195,7 @@ class Sessions:
         """
 
         async def changed(session: Session) -> str:
-            return change(session.chat_state)
+            return await change(session.chat_state)
 
         return await self._edit(user_session_id, changed, precondition, once)
 

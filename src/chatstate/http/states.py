@@ -62,7 +62,7 @@ from chatstate.model import (
     format_time,
     parse_time,
 )
-from chatstate.patches import MEDIA_TYPES
+from chatstate.patches import MEDIA_TYPES, unhurried
 from chatstate.sessions import Replayed
 
 Value = TypeVar("Value")
@@ -129,10 +129,10 @@ async def patch(api: Api, request: Request) -> Response:
     except UnsupportedMediaType as error:
         raise UnsupportedMediaType(error.message, accept_patch=_ACCEPT_PATCH) from None
     body = await request.read(api.limits.body_bytes)
-    apply = MEDIA_TYPES[media_type](body)
+    apply = await unhurried(MEDIA_TYPES[media_type], body)
     expect, once = await _conditions(api, request, media_type)
     limit = api.limits.state_bytes
-    write = api.sessions.edit(user_session_id, lambda state: apply(state, limit), expect, once)
+    write = api.sessions.edit(user_session_id, lambda state: unhurried(apply, state, limit), expect, once)
     session = await _current_shown(api, request, user_session_id, write)
     return _edited(request, session)
 
