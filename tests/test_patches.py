@@ -188,12 +188,12 @@ def test_values_may_be_as_deep_as_states() -> None:
     [
         *((text, "is not JSON") for text in NOT_JSON),
         ("H4sIAAAAAAAA", "is not JSON"),
-        ('{"a": {"b": 1, "b": 1}}', "names the member 'b' twice"),
-        ('[{"a": 1, "\\u0061": 2}]', "names the member 'a' twice"),
+        ('{"b": 1, "a": 2, "b": 1}', "names the member 'b' twice"),
+        ('{"a": 1, "\\u0061": 2}', "names the member 'a' twice"),
         ('["\\ud83d"]', "lone surrogates"),
         ('{"\\uDE00": 1}', "lone surrogates"),
-        ("[" * (MAX_STATE_DEPTH + 1) + "]" * (MAX_STATE_DEPTH + 1), "nested deeper than 128"),
-        ("[" * 100_000, "nested deeper than 128"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
     ],
     ids=short,
 )
@@ -203,6 +203,42 @@ def test_a_state_that_cannot_be_patched(state: str, reason: str) -> None:
             patched(state, "[]")
         assert reason in refused.value.message
         refused.value.message.encode()
+
+
+@pytest.mark.parametrize("twice", ['{"b":1,"b":2}', '{"b": 1, "\\u0062": {}}', '{"a":[{"b":1}],"b":1,"b":{"c":1}}'])
+def test_a_patch_that_goes_into_an_object_with_a_member_twice(twice: str) -> None:
+    state = f'{{"a":[{twice}]}}'
+    for operation in ("add", "replace", "remove", "test"):
+        with pytest.raises(StateNotPatchable, match="names the member 'b' twice"):
+            json_patch(state, [{"op": operation, "path": "/a/0/b", "value": 1}])
+    with pytest.raises(StateNotPatchable, match="names the member 'b' twice"):
+        merge_patch(f'{{"a":{twice}}}', '{"a": {"c": 1}}')
+    assert json_patch(state, [{"op": "copy", "from": "/a", "path": "/c"}]) == f'{{"a":[{twice}],"c":[{twice}]}}'
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '{"b":1,"b":2}',
+        '"\\u00e9\\/\\ud83d\\ude00\\u0000"',
+        "[ 1.0 ,\t-0,\n{ } ]",
+        '{"\\u0061" : [[]], "": {}}',
+        "[" * 500 + "]" * 500,
+    ],
+    ids=short,
+)
+def test_what_a_patch_does_not_go_into_stays_byte_for_byte(value: str) -> None:
+    state = f'{{"kept":{value},"list":[{value},{value}]}}'
+    assert json_patch(state, [{"op": "add", "path": "/list/1", "value": 1}]) == (
+        f'{{"kept":{value},"list":[{value},1,{value}]}}'
+    )
+    assert json_patch(state, [{"op": "remove", "path": "/list"}]) == f'{{"kept":{value}}}'
+    assert merge_patch(state, '{"list": null, "new": 1}') == f'{{"kept":{value},"new":1}}'
+
+
+def test_white_space_goes_where_there_is_some_throughout() -> None:
+    state = json.dumps({"a": [{"b": ["é", 1.0]}], "b": {}}, indent=2)
+    assert json_patch(state, []) == json_patch(json_patch(state, []), []) == '{"a":[{"b":["\\u00e9",1.0]}],"b":{}}'
 
 
 def test_the_most_operations() -> None:

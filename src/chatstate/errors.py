@@ -17,7 +17,7 @@
     │                              `session`, if the client wants to see it, shows it
     ├── PreconditionRequired       this server takes no write without a precondition
     ├── IdempotencyKeyReused       the key was used for another request
-    ├── StateNotPatchable          the state is not JSON, or not JSON that survives a patch
+    ├── StateNotPatchable          the state is not JSON, or is ambiguous where the patch goes
     ├── PatchConflict              the patch does not fit the state
     ├── VisitExists                a visit has this id already
     ├── StoreError

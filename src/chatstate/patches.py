@@ -1,27 +1,31 @@
 """Patches to a state: JSON Merge Patch (RFC 7396) and JSON Patch (RFC 6902).
 
-A body is parsed once into a `Patch`, which may then be applied to any number of states. Numbers are never read as
-numbers: a state keeps the literals `1.0`, `1E400`, `-0` and integers of any length as they were written, and so do the
-values that a patch brings.
+A body is parsed once into a `Patch`, which may then be applied to any number of states.
+
+A state is opened only as far as the patch goes into it. A value that is not opened is the `Raw` of its JSON text: it is
+found, moved, copied and written as it stands, so that an append to a long state costs little more than to a short one,
+and nothing that a patch leaves alone can change. Nor are numbers read as numbers: `1.0`, `1E400`, `-0` and integers of
+any length keep their literals, also those that a patch brings.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Context, Decimal
 from functools import cache
 from itertools import chain, islice
 from json import JSONDecodeError, JSONDecoder
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from jsonpatch import AddOperation, JsonPatch, JsonPatchException, JsonPointer, JsonPointerException, PatchOperation
 from msgspec import DecodeError, Raw
-from msgspec.json import decode, encode
+from msgspec.json import Decoder, decode, encode
+from msgspec.json import format as formatted
 
 from chatstate.errors import BodyTooLarge, Finding, InvalidJson, InvalidPatch, PatchConflict, StateNotPatchable
-from chatstate.model import MAX_STATE_DEPTH
+from chatstate.model import MAX_STATE_DEPTH, json_depth
 
 Value = TypeVar("Value")
 
@@ -55,6 +59,7 @@ def _merged(target: Any, patch: Any) -> Any:
     """RFC 7396, section 2. Changes the target in place, and the patch never."""
     if not isinstance(patch, dict):
         return patch
+    target = _opened(target)
     result = target if isinstance(target, dict) else {}
     for name, value in patch.items():
         if value is None:
@@ -171,9 +176,10 @@ class _Pointer(JsonPointer):
 
     def walk(self, doc: Any, part: str | int) -> Any:
         if isinstance(doc, dict) and part in doc:
-            return doc[part]
+            return _child(doc, part)
         if isinstance(doc, list) and part != "-":
-            return super().walk(doc, part)
+            super().walk(doc, part)
+            return _child(doc, self.get_part(doc, part))
         raise JsonPointerException(f"there is no {part!r}")
 
     def to_last(self, doc: Any) -> tuple[Any, Any]:
@@ -187,15 +193,15 @@ class _Pointer(JsonPointer):
 
 
 class _Value:
-    """A value to insert. Each copy is parsed anew: that is faster than copying a tree, and nothing is shared."""
+    """A value to insert, closed. The library takes a copy; what is closed never changes, and can be shared."""
 
     def __init__(self, value: Any) -> None:
         text = encode(value)
         self.size = len(text)
-        self.text = text.decode()
+        self.closed = Raw(text)
 
-    def __deepcopy__(self, memo: object) -> Any:
-        return _parse(self.text)
+    def __deepcopy__(self, memo: object) -> Raw:
+        return self.closed
 
 
 class _Application:
@@ -211,7 +217,7 @@ class _Application:
     def run(self, document: Any, operations: list[PatchOperation]) -> Any:
         for index, operation in enumerate(operations):
             try:
-                document = self._apply(operation, document)
+                document = _opened(self._apply(operation, document))
             except (JsonPatchException, JsonPointerException) as error:
                 members = {name: _clipped(str(at)) for name, at in operation.operation.items() if name != "value"}
                 where = f"Operation {index}, {encode(members).decode()}, does not fit the state"
@@ -253,15 +259,18 @@ class _Application:
 
     def _equal(self, found: Any, expected: Any) -> bool:
         """Whether two values are the same (RFC 6902, section 4.6). Takes no longer than `expected` is large."""
-        if type(found) in (int, float):
-            found = Raw(encode(found))
+        if isinstance(found, list) and isinstance(expected, list):
+            return len(found) == len(expected) and self._have_equal(found, expected, range(len(found)))
+        if isinstance(found, dict) and isinstance(expected, dict):
+            return found.keys() == expected.keys() and self._have_equal(found, expected, found)
+        if isinstance(found, Raw) and not _is_number(found):
+            found = decode(found)
         if isinstance(found, Raw) and isinstance(expected, Raw):
             return found == expected or self._number(found) == self._number(expected)
-        if isinstance(found, list) and isinstance(expected, list):
-            return len(found) == len(expected) and all(map(self._equal, found, expected))
-        if isinstance(found, dict) and isinstance(expected, dict):
-            return found.keys() == expected.keys() and all(self._equal(found[name], expected[name]) for name in found)
         return type(found) is type(expected) and bool(found == expected)
+
+    def _have_equal(self, found: Any, expected: Any, keys: Iterable[Any]) -> bool:
+        return all(self._equal(_child(found, key), expected[key]) for key in list(keys))
 
     def _number(self, literal: Raw) -> Decimal:
         """The exact value; NaN, which equals nothing, when its exponent has more than 18 digits."""
@@ -304,34 +313,70 @@ def _read_body(body: bytes, max_depth: int) -> Any:
 
 
 def _read_state(state: str) -> Any:
+    """The state, its outermost container opened. All of it is checked to be JSON."""
+    text = state.strip(" \t\n\r").encode()
     try:
-        if (value := _read_plain(state)) is not _NOT_PLAIN:
-            return value
-        return _read(state, MAX_STATE_DEPTH)
+        return _opened(decode(text, type=Raw))
+    except (DecodeError, RecursionError):
+        raise StateNotPatchable(f"The state {_why_not_json(state)}. Save it as a whole instead.") from None
+
+
+def _why_not_json(state: str) -> str:
+    try:
+        _parse(state)
     except JSONDecodeError as error:
-        raise StateNotPatchable(f"The state is not JSON: {error}. Save it as a whole instead.") from None
+        return f"is not JSON: {error}"
+    except RecursionError:
+        return "is nested too deeply"
+    return _LONE_SURROGATES
+
+
+_OBJECT, _ARRAY = Decoder(dict[str, Raw]), Decoder(list[Raw])
+
+
+def _opened(value: Any) -> Any:
+    """A closed object or array as one whose members are closed; anything else as it is.
+
+    Raises `StateNotPatchable` for an object that names a member twice.
+    """
+    if type(value) is not Raw:
+        return value
+    match memoryview(value)[0]:
+        case 0x7B:  # {
+            members = _OBJECT.decode(value)
+            return members if _is_all(members, value) else _opened_with_care(value)
+        case 0x5B:  # [
+            elements = _ARRAY.decode(value)
+            return elements if _is_all(elements, value) else _ARRAY.decode(formatted(value, indent=-1))
+    return value
+
+
+def _is_all(container: Any, text: Raw) -> bool:
+    """Whether this is as long as its text: then there was no white space, no escape in a name, and no name twice."""
+    return len(encode(container)) == memoryview(text).nbytes
+
+
+def _opened_with_care(value: Raw) -> dict[str, Any]:
+    compact = Raw(formatted(value, indent=-1))
+    members = _OBJECT.decode(compact)
+    if _is_all(members, compact):
+        return members
+    try:
+        return cast(dict[str, Any], _parse(bytes(compact).decode(), _members))
     except ValueError as error:
         raise StateNotPatchable(f"The state {error}. Save it as a whole instead.") from None
 
 
-_NOT_PLAIN = object()
+def _child(container: Any, key: Any) -> Any:
+    """The member or element. It is opened there, and stays open."""
+    child = container[key]
+    if type(child) is Raw and memoryview(child)[0] in b"{[":
+        container[key] = child = _opened(child)
+    return child
 
 
-def _read_plain(text: str) -> Any:
-    """The tree with numbers as numbers, by the quick parser, if writing it gives back the very text.
-
-    Then no name was there twice, and no literal is lost. That holds for what JavaScript's JSON.stringify writes.
-    """
-    document = text.encode()
-    try:
-        value = decode(document)
-        if encode(value) != document:
-            return _NOT_PLAIN
-    except (DecodeError, RecursionError):
-        return _NOT_PLAIN
-    if _depth(value) > MAX_STATE_DEPTH:
-        raise ValueError(f"is nested deeper than {MAX_STATE_DEPTH} levels")
-    return value
+def _is_number(value: Raw) -> bool:
+    return memoryview(value)[0] in b"-0123456789"
 
 
 def _read(text: str, max_depth: int) -> Any:
@@ -346,8 +391,11 @@ def _read(text: str, max_depth: int) -> Any:
     try:
         decode(text.encode(), type=Raw)
     except DecodeError:
-        raise ValueError("has escapes of lone surrogates, which no UTF-8 text can carry") from None
+        raise ValueError(_LONE_SURROGATES) from None
     return value
+
+
+_LONE_SURROGATES = "has escapes of lone surrogates, which no UTF-8 text can carry"
 
 
 def _parse(text: str, members: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -383,9 +431,12 @@ def _depth(value: Any) -> int:
 
 
 def _write(document: Any, limit: int, perhaps_deep: bool) -> str:
-    if perhaps_deep and _depth(document) > MAX_STATE_DEPTH:
+    try:
+        text = encode(document)
+    except RecursionError:
+        raise _too_deep() from None
+    if perhaps_deep and json_depth(text) > MAX_STATE_DEPTH:
         raise _too_deep()
-    text = encode(document)
     if len(text) > limit:
         raise BodyTooLarge(f"The patched state is larger than {limit} bytes (CHATSTATE_MAX_STATE_BYTES).")
     return text.decode()

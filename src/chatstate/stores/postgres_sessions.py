@@ -50,7 +50,7 @@ _ENDS = f"CASE WHEN s.expires_at IS NOT NULL THEN {_readable('expires_at')} END 
 _SUMMARY = f"s.session_id::text, s.user_session_id, {_TIMES}, s.version, {_ENDS}"
 _COLUMNS = f"s.session_id::text, s.user_session_id, s.chat_state, {_TIMES}, s.version, {_ENDS}"
 _SAVED = f"s.session_id::text, s.user_session_id, NULL::text AS kept_state, {_TIMES}, s.version, {_ENDS}"
-_UPDATED = _SAVED.replace("NULL::text", "CASE WHEN w.chat_state IS NULL THEN s.chat_state END")
+_UPDATED = _SAVED.replace("NULL::text", "CASE WHEN ($4::text[])[w.number] IS NULL THEN s.chat_state END")
 _VERSION = f"s.session_id::text, s.version, {_readable('last_activity')}, {_readable('updated_at')}"
 
 _SAVING = ("upsert", "insert", "update")

@@ -1,11 +1,12 @@
 -- Change the sessions that are present in a version that their write expects. A null state stays as it is, and so does a
 -- null expires_in; 0 takes the expiry away.
 -- only_tags and unless_tags are lines of tags (session_id-version); null only_tags mean every version.
+-- The new states ($4) are taken from their array at the end: a join would copy each of them several times.
 -- The locks are taken in one order; PostgreSQL checks the tags again on whatever version the lock waited for.
 WITH w AS (
     SELECT *
-    FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[])
-        AS w (user_session_id, chat_state, last_activity, now, expires_in, only_tags, unless_tags)
+    FROM unnest($3::text[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[]) WITH ORDINALITY
+        AS w (user_session_id, last_activity, now, expires_in, only_tags, unless_tags, number)
 ), locked AS (
     SELECT user_session_id
     FROM {table}
@@ -14,7 +15,7 @@ WITH w AS (
     FOR UPDATE
 )
 UPDATE {table} AS s
-SET chat_state = coalesce(w.chat_state, s.chat_state),
+SET chat_state = coalesce(($4::text[])[w.number], s.chat_state),
     last_activity = w.last_activity::timestamptz,
     updated_at = w.now::timestamptz,
     version = s.version + 1,
