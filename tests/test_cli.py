@@ -115,6 +115,15 @@ def test_the_banner_says_where_what_and_how_safe(store_url: str, tmp_path: Path)
         assert password_of(store_url) not in server.output
 
 
+def test_the_banner_says_what_is_kept_and_what_expires(tmp_path: Path) -> None:
+    environment = {"CHATSTATE_HISTORY": "20", "CHATSTATE_IDLE_EXPIRY_SECONDS": "3600"}
+    with ServerProcess("sqlite:///kept.db", tmp_path, environment=environment) as server:
+        assert server.terminate() == 0
+    lines = server.output.splitlines()
+    assert "  history     the 20 newest versions of each session" in lines
+    assert "  expiry      3600 s after its last write, unless a session has its own" in lines
+
+
 def password_of(url: str) -> str:
     match = re.search(r"://[^:/]+:([^@]+)@", url)
     assert match is not None

@@ -104,7 +104,7 @@ chatstate {__version__} listens on {url}
 
   store       {status.store}
   durability  {status.durability}
-  reference   {url}/docs
+{_kept(settings)}  reference   {url}/docs
 
 Try it:
 
@@ -114,6 +114,13 @@ Try it:
 
 Stop with Ctrl+C.
 """
+
+
+def _kept(settings: Settings) -> str:
+    """What is kept for longer than by default, or removed by itself."""
+    history = f"  history     the {settings.history} newest versions of each session\n" if settings.history else ""
+    idle = settings.idle_expiry_seconds
+    return history + (f"  expiry      {idle} s after its last write, unless a session has its own\n" if idle else "")
 
 
 @main.command()

@@ -403,7 +403,10 @@ def parse(document: str) -> Any:
 
 
 def parse_patchable(state: str) -> Any:
-    """A state that comes back whole: JSON without a name that is there twice and without lone surrogates."""
+    """A state as a document: JSON without lone surrogates, and without a name that is there twice.
+
+    The server looks for such names only where the patch goes; the states of the simulation have them on top, if at all.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
