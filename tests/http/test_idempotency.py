@@ -377,18 +377,22 @@ def delete(client: httpx.Client, user_session_id: str) -> None:
     assert client.delete(f"{SESSIONS}/{user_session_id}").status_code == 200
 
 
+def assert_replay_of_what_is_gone(retry: httpx.Response, first: httpx.Response, name: str) -> None:
+    """A state that the client has not sent again is gone with the session, so a touch can only be 404."""
+    if name == "touch":
+        assert_problem(retry, 404, "session_not_found")
+    else:
+        assert_replay(retry, first)
+
+
 @writes
 def test_a_retry_after_a_deletion_does_not_bring_the_session_back(client: httpx.Client, new_id: str, name: str) -> None:
-    """A state that the client has not sent again is gone with the session, so a touch can only be 404."""
     prepare(client, name, new_id)
     first = send(client, name, new_id, KEYED)
     if name != "delete":
         delete(client, new_id)
     retry = send(client, name, new_id, KEYED)
-    if name == "touch":
-        assert_problem(retry, 404, "session_not_found")
-    else:
-        assert_replay(retry, first)
+    assert_replay_of_what_is_gone(retry, first, name)
     assert tag_of(client, new_id) is None
 
 
@@ -447,15 +451,12 @@ def test_a_key_that_is_forgotten_is_free_for_another_request(server: Server, cli
 
 @writes
 def test_a_retry_after_the_session_has_expired(server: Server, client: httpx.Client, new_id: str, name: str) -> None:
-    """It is answered, and the session stays absent; the state that a touch has kept is served no more."""
+    """It is answered, and the session stays absent."""
     prepare(client, name, new_id, expires_in_seconds=600)
     first = send(client, name, new_id, KEYED)
     server.clock.advance(seconds=600)
     retry = send(client, name, new_id, KEYED | PREFERRED)
-    if name == "touch":
-        assert_problem(retry, 404, "session_not_found")
-    else:
-        assert_replay(retry, first)
+    assert_replay_of_what_is_gone(retry, first, name)
     assert tag_of(client, new_id) is None
 
 
