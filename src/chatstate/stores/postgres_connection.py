@@ -155,6 +155,9 @@ def session_settings(synchronous_commit: str | None) -> dict[str, str]:
         "lock_timeout": str(LOCK_MILLISECONDS),
         "default_transaction_isolation": "read committed",
         "idle_in_transaction_session_timeout": str(COMMAND_SECONDS * 1000),
+        # A plan that was made while a table was empty reads all of it, and is kept while the table grows.
+        "enable_seqscan": "off",
+        "jit": "off",
     }
     if synchronous_commit:
         # `off`, as a default of the server, database or role, would lose acknowledged writes. Other levels are named
@@ -170,6 +173,10 @@ def connection_options(through_pooler: bool, settings: dict[str, str]) -> dict[s
     return {"server_settings": {"timezone": "UTC", "application_name": "chatstate", **settings}}
 
 
+_PLAN_SECONDS = 30
+"""How long a plan is used. One that was made for a small table does not suit the large one that it may have become."""
+
+
 async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Record]:
     return await asyncpg.create_pool(
         url.dsn,
@@ -178,6 +185,7 @@ async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Re
         timeout=CONNECT_SECONDS,
         command_timeout=COMMAND_SECONDS,
         reset=_leave_as_it_is,
+        max_cached_statement_lifetime=_PLAN_SECONDS,
         **connection_options(facts.through_pooler, session_settings(facts.synchronous_commit)),
     )
 

@@ -1,5 +1,5 @@
--- What is remembered of writes with these idempotency keys. LATERAL looks each up by the primary key: for a join the
--- planner may choose to read the whole table, if it was empty when the plan was made.
+-- What is remembered of writes with these idempotency keys. LATERAL with LIMIT looks each up by the primary key, also if
+-- the plan was made while the table was empty; a join, or one condition more inside, may then read all that comes later.
 SELECT k.user_session_id, k.digest, k.deleted, k.session_id, k.last_activity, k.created_at, k.updated_at, k.version,
     k.expires_at, k.chat_state
 FROM unnest($2::text[], $3::text[], $4::text[]) AS w (user_session_id, caller, key)
@@ -7,6 +7,6 @@ CROSS JOIN LATERAL (
     SELECT *
     FROM chatstate.idempotency_keys AS k
     WHERE k.table_schema = {name} AND k.user_session_id = w.user_session_id AND k.caller = w.caller AND k.key = w.key
-        AND k.forget_at > $1::text::timestamptz
     LIMIT 1
 ) AS k
+WHERE k.forget_at > $1::text::timestamptz

@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS chatstate.idempotency_keys (
     chat_state TEXT,
     PRIMARY KEY (table_schema, user_session_id, caller, key)
 );
-CREATE INDEX IF NOT EXISTS idempotency_keys_forget_at ON chatstate.idempotency_keys (table_schema, forget_at);
+CREATE INDEX IF NOT EXISTS idempotency_keys_forget_at ON chatstate.idempotency_keys (forget_at);
 
 DO $$
 BEGIN
