@@ -121,7 +121,13 @@ def test_the_banner_says_what_is_kept_and_what_expires(tmp_path: Path) -> None:
         assert server.terminate() == 0
     lines = server.output.splitlines()
     assert "  history     the 20 newest versions of each session" in lines
-    assert "  expiry      3600 s after its last write, unless a session has its own" in lines
+    assert "  expiry      3600 s after a session's last write, unless it has an expiry of its own" in lines
+
+
+def test_the_example_of_the_banner_has_a_precondition_where_one_is_required(tmp_path: Path) -> None:
+    with ServerProcess("sqlite:///strict.db", tmp_path, arguments=("--require-preconditions",)) as server:
+        assert server.terminate() == 0
+    assert "    -H 'If-None-Match: *' -d '{" in server.output
 
 
 def password_of(url: str) -> str:
@@ -346,7 +352,8 @@ def test_a_second_owner_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["serve", "migrate"])
 def test_an_unreachable_database(command: str, tmp_path: Path) -> None:
     port = free_port()
-    output = mistake(tmp_path, command, "--store", f"postgresql://me:hunter2@127.0.0.1:{port}/bot")
+    store = f"postgresql://me:hunter2@127.0.0.1:{port}/bot"
+    output = mistake(tmp_path, command, "--store", store, PORT=str(free_port()))
     assert f"Cannot reach PostgreSQL at 127.0.0.1:{port}/bot" in output
     assert "Is it running, and does the store URL name the right host and port?" in output
     assert "hunter2" not in output
@@ -405,7 +412,7 @@ def test_a_file_that_cannot_be_written(command: str, tmp_path: Path) -> None:
     (tmp_path / "folder.db").mkdir()
     (tmp_path / "text.db").write_text("This is no database, but the beginning of a novel. " * 20)
     for name in ("folder.db", "text.db", "missing/x.db"):
-        output = mistake(tmp_path, command, "--store", f"sqlite:///{tmp_path}/{name}")
+        output = mistake(tmp_path, command, "--store", f"sqlite:///{tmp_path}/{name}", PORT=str(free_port()))
         assert f"Cannot use {tmp_path}/{name} as the database" in output
     assert (tmp_path / "text.db").read_text().startswith("This is no database")
 

@@ -108,9 +108,11 @@ def test_the_scripts_of_the_quickstart_lose_no_turn(server: ServerProcess, tmp_p
     console.log(await saveSafely({step: "age"}));
     etag = stale; // a tab that has not seen the last turn
     console.log(await saveSafely({step: "language"}), (await load()).step, await saveSafely({step: "question"}));
+    await fetch(`${url}/${encodeURIComponent(id)}`, {method: "DELETE"});
+    console.log(await saveSafely({step: "end"}), await load(), await saveSafely({step: "new"}), (await load()).step);
     """
     printed = run_script(server, tmp_path, *blocks("docs/quickstart.md", "js"), use)
-    assert printed == "null true gender\ntrue\nfalse age true\n"
+    assert printed == "null true gender\ntrue\nfalse age true\nfalse null true new\n"
 
 
 # --- Never lose a turn ------------------------------------------------------------------------------------------------
@@ -149,14 +151,15 @@ def test_the_curl_lines_against_lost_turns_work(tmp_path: Path) -> None:
     with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path, arguments=("--history", "20")) as server:
         lines = [block for block in blocks(TURNS_PAGE, "bash") if "curl" in block]
         answers: Any = [answer for block in lines for answer in paste(block, server)]
-    created, appended, merged, versions, first, restored, expiring = answers
-    assert [answer["version"] for answer in (created, appended, merged, restored)] == [1, 2, 3, 4]
+    created, appended, merged, begun, spoiled, versions, first, restored, expiring = answers
+    assert [answer["version"] for answer in (created, appended, merged)] == [1, 2, 3]
+    assert [answer["version"] for answer in (begun, spoiled, restored)] == [1, 2, 3]
     assert json.loads(merged["chat_state"]) == {
         "messages": [{"role": "user", "content": "Hello"}],
         "currentStep": "payment",
     }
-    assert [version["version"] for version in versions["versions"]] == [3, 2, 1]
-    assert first["chat_state"] == created["chat_state"]
+    assert [version["version"] for version in versions["versions"]] == [2, 1]
+    assert first["chat_state"] == begun["chat_state"] != spoiled["chat_state"]
     assert "expires_at" in expiring
 
 

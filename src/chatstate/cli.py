@@ -99,6 +99,7 @@ def _store(settings: Settings, owner: bool) -> Store:
 def _banner(settings: Settings, status: StoreStatus) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
+    condition = "-H 'If-None-Match: *' " if settings.require_preconditions else ""
     return f"""\
 chatstate {__version__} listens on {url}
 
@@ -109,7 +110,7 @@ chatstate {__version__} listens on {url}
 Try it:
 
   curl -X POST {url}/chat-state-sessions -H "Content-Type: application/json" \\
-    -d '{{"user_session_id": "session_12345", "chat_state": "{{\\"messages\\": []}}"}}'
+    {condition}-d '{{"user_session_id": "session_12345", "chat_state": "{{\\"messages\\": []}}"}}'
   curl {url}/chat-state-sessions/session_12345
 
 Stop with Ctrl+C.
@@ -120,7 +121,10 @@ def _kept(settings: Settings) -> str:
     """What is kept for longer than by default, or removed by itself."""
     history = f"  history     the {settings.history} newest versions of each session\n" if settings.history else ""
     idle = settings.idle_expiry_seconds
-    return history + (f"  expiry      {idle} s after its last write, unless a session has its own\n" if idle else "")
+    expiry = (
+        f"  expiry      {idle} s after a session's last write, unless it has an expiry of its own\n" if idle else ""
+    )
+    return history + expiry
 
 
 @main.command()

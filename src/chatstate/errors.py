@@ -125,8 +125,14 @@ class VisitNotFound(NotFound, code="visit_not_found"):
 class PreconditionFailed(ChatStateError, code="precondition_failed"):
     """The session has changed since you read it: load it again, merge, and save with its current ETag."""
 
-    def __init__(self, current: Tag | None, session: Session | None = None) -> None:
-        super().__init__(None if current else "The session does not exist, and the request expects that it does.")
+    def __init__(self, current: Tag | None, session: Session | None = None, *, expected_absence: bool = False) -> None:
+        message = None
+        if expected_absence:
+            message = "The session exists already, and the request expects that it does not: load it."
+        elif not current:
+            message = "The session does not exist, and the request expects that it does."
+        super().__init__(message)
+        self.expected_absence = expected_absence
         self.current = current
         self.session = session
 

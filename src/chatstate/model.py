@@ -170,7 +170,7 @@ class Save(Struct, frozen=True, kw_only=True):
 
 
 class Delete(Struct, frozen=True, kw_only=True):
-    """Remove the session and all that is held about it. An absent session cannot satisfy it.
+    """Remove the session, its state and all its versions. An absent session cannot satisfy it.
 
     What idempotency keys remember outlives it: no state, and only so that a retried write does not bring it back.
     """

@@ -267,7 +267,7 @@ class Sessions:
         try:
             session = found or await self._load_for(user_session_id, precondition)
             if not precondition.allows(session.tag):
-                raise PreconditionFailed(session.tag)
+                _failed(Conflict(session.tag), precondition)
             state = await change(session)
         except ChatStateError:  # perhaps because a duplicate, which another server has carried out, was faster
             if once and (replay := await self._recall(user_session_id, once)):
@@ -355,7 +355,8 @@ def _failed(outcome: Outcome, precondition: Expect) -> NoReturn:
     assert isinstance(outcome, Conflict)
     if outcome.current is None and precondition.allows(None):
         raise SessionNotFound
-    raise PreconditionFailed(outcome.current)
+    expected_absence = outcome.current is not None and precondition.only == frozenset()
+    raise PreconditionFailed(outcome.current, expected_absence=expected_absence)
 
 
 def _current_version(session: Session) -> Version:

@@ -124,5 +124,11 @@ def idempotency_key(headers: Headers, operation: str, body: bytes = b"") -> Idem
         return None
     match = _KEY.fullmatch(lines[0].strip())
     if not match or len(lines) > 1:
-        raise InvalidRequest(errors=(Finding("Idempotency-Key", "must be one key of 1 to 255 ASCII characters"),))
+        raise InvalidRequest(
+            errors=(
+                Finding(
+                    "Idempotency-Key", "must be one key of 1 to 255 printable ASCII characters, quoted if it has blanks"
+                ),
+            )
+        )
     return IdempotencyKey(match[1] or match[2], sha256(operation.encode() + b"\0" + body).digest())

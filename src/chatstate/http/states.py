@@ -151,7 +151,7 @@ async def restore(api: Api, request: Request) -> Response:
 
 
 async def delete(api: Api, request: Request) -> Response:
-    """Delete a session, and all that is held about it."""
+    """Delete a session: its state and all its versions. Its visits stay."""
     user_session_id = path_id(request)
     expect, once = await _conditions(api, request, "delete")
     replayed = await _current_shown(
@@ -251,7 +251,7 @@ async def _current_shown(api: Api, request: Request, user_session_id: str, write
             session = await api.sessions.load(user_session_id)
         except ChatStateError:  # what has failed is the precondition, even if the session cannot be shown
             raise error from None
-        raise PreconditionFailed(session.tag, session) from None
+        raise PreconditionFailed(session.tag, session, expected_absence=error.expected_absence) from None
 
 
 def _written(session: Session, shown: SessionRecord | SessionSummary, status: int = 200) -> Response:

@@ -79,6 +79,7 @@ _STARTED = "When the visit began (RFC 3339)."
 _ENDED = "When it ended (RFC 3339)."
 _MESSAGES = "How many messages it had."
 _DURATION = "How long it was, in whole minutes."
+_DURATION_GIVEN = f"{_DURATION} As long as no client gives one, or after null: what lies between start and end."
 _COMPLETED = "Whether the person came to the end of the conversation."
 _OUTCOME = "What came of it."
 _STEP = "The last step of the conversation that the person reached."
@@ -94,9 +95,7 @@ class ChangeVisitBody(Struct, kw_only=True):
     session_start_time: Annotated[Raw, _time(_STARTED, _START, "string")] | UnsetType = UNSET
     session_end_time: Annotated[Raw, _time(_ENDED, _END, ["string", "null"])] | UnsetType = UNSET
     total_messages_count: Annotated[Raw, _count(_MESSAGES, 14)] | UnsetType = UNSET
-    session_duration_minutes: (
-        Annotated[Raw, _count(f"{_DURATION} Absent or null: what lies between start and end.", 13)] | UnsetType
-    ) = UNSET
+    session_duration_minutes: Annotated[Raw, _count(_DURATION_GIVEN, 13)] | UnsetType = UNSET
     session_completed: Annotated[Raw, _meta(_COMPLETED, True, type=["boolean", "null"])] | UnsetType = UNSET
     session_outcome: Annotated[Raw, _text(_OUTCOME, "resolved")] | UnsetType = UNSET
     final_step_reached: Annotated[Raw, _text(_STEP, "payment")] | UnsetType = UNSET
