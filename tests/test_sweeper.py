@@ -175,7 +175,15 @@ async def test_the_command_takes_its_settings_from_the_environment(tmp_path: Pat
     assert "CHATSTATE_IDLE_EXPIRY_SECONDS='0' must be " in mistake(tmp_path, "sweep", CHATSTATE_IDLE_EXPIRY_SECONDS="0")
 
 
+def test_a_name_that_is_mistyped_makes_no_file(tmp_path: Path) -> None:
+    output = mistake(tmp_path, "sweep", "--store", "sqlite:///typo.db")
+    assert f"There is no file {tmp_path}/typo.db. Name the one that the server uses" in output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_tables_it_says_how_to_make_them(store_url: str, tmp_path: Path) -> None:
+    if store_url.startswith("sqlite"):
+        Path(store_url.removeprefix("sqlite:///")).touch()
     output = mistake(tmp_path, "sweep", "--store", store_url)
     assert "has no tables for this version of chatstate yet. Make them with: chatstate migrate" in output
 

@@ -90,9 +90,13 @@ def _folder() -> Path:
         raise StartError("The current folder does not exist any more. Change to another one: cd ~") from None
 
 
-def _store(settings: Settings, owner: bool) -> Store:
+def _store(settings: Settings, owner: bool, create: bool = True) -> Store:
     return create_store(
-        settings.store, owner=owner, pool_size=settings.pool_size, allow_unsafe=settings.allow_unsafe_durability
+        settings.store,
+        owner=owner,
+        create=create,
+        pool_size=settings.pool_size,
+        allow_unsafe=settings.allow_unsafe_durability,
     )
 
 
@@ -193,7 +197,7 @@ def sweep(**flags: Any) -> None:
     """
     with _mistakes_explained():
         settings = load_settings(flags, _folder())
-        removed = asyncio.run(_sweep(_store(settings, owner=False), settings))
+        removed = asyncio.run(_sweep(_store(settings, owner=False, create=False), settings))
         click.echo(f"Removed {removed} expired session{'' if removed == 1 else 's'}.")
 
 

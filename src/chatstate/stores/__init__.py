@@ -18,11 +18,14 @@ __all__ = ["Outcome", "Store", "StoreStatus", "create_store", "create_tuning"]
 _POSTGRES = ("postgresql", "postgres")
 
 
-def create_store(url: str, *, owner: bool = True, pool_size: int | None = None, allow_unsafe: bool = False) -> Store:
+def create_store(
+    url: str, *, owner: bool = True, create: bool = True, pool_size: int | None = None, allow_unsafe: bool = False
+) -> Store:
     """The store that the URL means, not yet open.
 
     url           sqlite:///file.db (relative), sqlite:////folder/file.db (absolute) or postgresql://user:password@host/database
     owner         whether this process serves the store: a SQLite file has one owner at a time
+    create        whether a SQLite file that is not there yet is made
     pool_size     the most connections to PostgreSQL; by default what the URL's `connection_limit` says, else 5
     allow_unsafe  accept a PostgreSQL that may lose acknowledged writes (`fsync=off`)
 
@@ -32,7 +35,7 @@ def create_store(url: str, *, owner: bool = True, pool_size: int | None = None, 
     if scheme == "sqlite":
         from chatstate.stores.sqlite import SQLiteStore
 
-        return SQLiteStore(_sqlite_path(url), owner)
+        return SQLiteStore(_sqlite_path(url), owner, create)
     if scheme in _POSTGRES:
         from chatstate.stores.postgres import PostgresStore
 

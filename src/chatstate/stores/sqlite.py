@@ -46,14 +46,15 @@ class SQLiteStore(Store):
     """Sessions in the file at `path`.
 
     With `owner` the store takes the file for itself, as a server does: a second owner is refused. Without it the store
-    is a short second writer, as commands are.
+    is a short second writer, as commands are. Without `create` the file must be there.
     """
 
     write_lanes = 1
     read_lanes = 1
 
-    def __init__(self, path: Path, owner: bool = True) -> None:
+    def __init__(self, path: Path, owner: bool = True, create: bool = True) -> None:
         self._path = path.resolve()
+        self._create = create
         self._lock = FileLock(f"{self._path}.lock", timeout=0) if owner else None
         self._writer = _Worker(self._path)
         self._reader = _Worker(self._path)
@@ -67,6 +68,10 @@ class SQLiteStore(Store):
             raise StoreUnreachable(
                 f"Cannot use {self._path} as the database: its folder does not exist. Make it: "
                 f"mkdir -p {self._path.parent}"
+            )
+        if not (self._create or self._path.exists()):
+            raise StoreUnreachable(
+                f"There is no file {self._path}. Name the one that the server uses: --store sqlite:///chatstate.db"
             )
         self._take_ownership()
         try:
