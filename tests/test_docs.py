@@ -100,3 +100,15 @@ def test_the_locks_name_no_address_and_pin_everything_with_hashes(path: Path) ->
     packages = re.split(r"\n(?=[a-z])", text.strip())
     assert len(packages) > 10
     assert all("==" in package and "--hash=sha256:" in package for package in packages)
+
+
+def test_each_test_that_the_table_of_threads_names_is_there() -> None:
+    text = page("explanation/threads.md")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", text)
+    assert len(named) > 34
+    missing = [
+        f"{path}::{test}"
+        for path, test in named
+        if not re.search(rf"^(async )?def {test}\(", (ROOT / path).read_text(), re.M)
+    ]
+    assert missing == []
