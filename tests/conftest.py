@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from chatstate.stores import Store, create_store
+from tests.servers.memory import memory_folder
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, PostgresServer, RunningServers, database_of, server_names
 
 POSTGRES_NAMES = server_names()
 STORE_NAMES = ["sqlite", *POSTGRES_NAMES]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have `tmp_path` in memory, with the SQLite files of the tests; --basetemp and TMPDIR have it elsewhere."""
+    folder = memory_folder()
+    if folder and not config.option.basetemp:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))  # pytest's only setting for the parent
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -35,9 +45,21 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[RunningServers]:
-    """PostgreSQL servers by name, each started when it is first asked for."""
-    with RunningServers() as running:
+    """PostgreSQL servers by name, each started when it is first asked for; in memory where there is room."""
+    with RunningServers(memory_folder()) as running:
         yield running
+
+
+@contextmanager
+def database(store_name: str, servers: RunningServers, folder: Path) -> Iterator[str]:
+    """The URL of an empty database of this kind, for a fixture that lives longer than a test; a file is in `folder`."""
+    if store_name == "sqlite":
+        yield f"sqlite:///{folder}/chatstate.db"
+        return
+    server = servers.get(store_name)
+    url = asyncio.run(server.create_database())
+    yield url
+    asyncio.run(server.drop_database(url))
 
 
 @pytest.fixture(params=POSTGRES_NAMES)

@@ -10,7 +10,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPResponse
@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from chatstate import create_app, create_store
 from chatstate.http.app import ChatState
 from chatstate.http.server import HttpProtocol
-from tests.conftest import STORE_NAMES
+from tests.conftest import STORE_NAMES, database
 from tests.servers.postgres import RunningServers
 
 _SECONDS_TO_ANSWER = 20.0
@@ -104,17 +104,33 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells when it listens, so that nobody has to ask again and again."""
+    """Tells when it listens, and ends when it is told to, so that nobody has to ask again and again."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.start_ended = threading.Event()
+        self._woken = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         finally:
+            self._loop = asyncio.get_running_loop()
             self.start_ended.set()
+
+    async def main_loop(self) -> None:
+        """As uvicorn's, which looks every 100 ms whether it shall end."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864_000
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), 0.1)
+
+    def end(self) -> None:
+        """Let it end; from another thread."""
+        self.should_exit = True
+        with suppress(RuntimeError):  # it has ended by itself, and its loop with it
+            self._loop.call_soon_threadsafe(self._woken.set)
 
 
 @contextmanager
@@ -139,7 +155,7 @@ def _serving(app: Any, clock: SettableClock, lifespan: Literal["on", "off"], asg
             assert uvicorn_server.started
             yield Server(app, listener.getsockname()[1], clock)
         finally:
-            uvicorn_server.should_exit = True
+            uvicorn_server.end()
             thread.join(_SECONDS_TO_ANSWER)
         assert not thread.is_alive()
 
@@ -169,16 +185,8 @@ def deployment(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@contextmanager
-def _database(deployment: str, folders: pytest.TempPathFactory, servers: RunningServers) -> Iterator[str]:
-    store_name = deployment.removesuffix(_OVER_ASGI)
-    if store_name == "sqlite":
-        yield f"sqlite:///{folders.mktemp('http')}/chatstate.db"
-        return
-    postgres = servers.get(store_name)
-    url = asyncio.run(postgres.create_database())
-    yield url
-    asyncio.run(postgres.drop_database(url))
+def _database(deployment: str, folders: pytest.TempPathFactory, servers: RunningServers) -> AbstractContextManager[str]:
+    return database(deployment.removesuffix(_OVER_ASGI), servers, folders.mktemp("http"))
 
 
 @pytest.fixture(scope="module")

@@ -108,9 +108,13 @@ class Account:
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid)
 
-    def new_folder(self, prefix: str) -> Path:
-        """A new temporary folder, mode 700, of this user; raises ServerFailed where the user can enter none."""
-        for parent in dict.fromkeys((tempfile.gettempdir(), "/var/tmp", "/tmp")):
+    def new_folder(self, prefix: str, first: Path | None = None) -> Path:
+        """A new temporary folder, mode 700, of this user, in `first` where that can be.
+
+        Raises ServerFailed where the user can enter none.
+        """
+        usual = (tempfile.gettempdir(), "/var/tmp", "/tmp")
+        for parent in dict.fromkeys((str(first), *usual) if first else usual):
             # As root the temporary folder may be root's own, which nobody else can enter.
             if self.run("test", "-x", parent)[0] == 0:
                 folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
@@ -160,9 +164,9 @@ class GuardedFolder:
     A process whose number stands in the folder's file `pid` is ended with it.
     """
 
-    def __init__(self, account: Account, name: str) -> None:
+    def __init__(self, account: Account, name: str, parent: Path | None = None) -> None:
         self.account = account
-        self.folder = account.new_folder(f"chatstate-{name}-")
+        self.folder = account.new_folder(f"chatstate-{name}-", parent)
         self._owner = os.getpid()
         script = ("/bin/sh", "-c", _GUARD_SCRIPT, "chatstate-test-guard", str(self.folder))
         self._guard = account.start(script, Path("/"), subprocess.PIPE, subprocess.DEVNULL)
@@ -184,8 +188,8 @@ class LocalServer(GuardedFolder, ABC):
     It runs as `unprivileged_account()` and ends with the test run, also when that is killed.
     """
 
-    def __init__(self, name: str) -> None:
-        super().__init__(unprivileged_account(), name)
+    def __init__(self, name: str, parent: Path | None = None) -> None:
+        super().__init__(unprivileged_account(), name, parent)
         self.log = self.folder / "log"
         self.host = LOOPBACK
         self.port = free_port()
@@ -383,10 +387,10 @@ class PostgresServer(LocalServer, Postgres):
     is_ours = True
     user = "chatstate"
 
-    def __init__(self, wheel: Wheel, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, wheel: Wheel, settings: Mapping[str, str] | None = None, parent: Path | None = None) -> None:
         """Prepare a server without files; use `create`."""
         self.wheel = runnable(wheel)
-        super().__init__(wheel.name)
+        super().__init__(wheel.name, parent)
         self.name, self.major, self.has_lz4 = wheel.name, wheel.major, wheel.has_lz4
         self.password = secrets.token_hex(12)
         self.data = self.folder / "data"
@@ -394,12 +398,13 @@ class PostgresServer(LocalServer, Postgres):
         self._killed = False
 
     @classmethod
-    def create(cls, wheel: Wheel, settings: Mapping[str, str] | None = None) -> Self:
+    def create(cls, wheel: Wheel, settings: Mapping[str, str] | None = None, parent: Path | None = None) -> Self:
         """A new cluster, started; close it, or use it in a `with`. Raises ServerFailed.
 
         settings  lines of postgresql.conf that win over those that the tests run with
+        parent    where its folder is made, in place of the usual temporary folder
         """
-        server = cls(wheel, settings)
+        server = cls(wheel, settings, parent)
         try:
             server._initialise()
             server._start_on_any_port()
@@ -559,6 +564,8 @@ async def _abilities(url: str) -> tuple[int, bool]:
 
 # --- For a test session -----------------------------------------------------------------------------------------------
 
+_IN_MEMORY = {"max_wal_size": "256MB"}  # it is where the memory would go: every new database is copied into the log
+
 
 def server_names() -> list[str]:
     """The servers that the tests run against, to parametrise with: `external` if one is configured, else the wheels."""
@@ -574,7 +581,12 @@ class RunningServers:
             yield servers
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Path | None = None) -> None:
+        """No server yet.
+
+        memory  a folder in memory, where our own servers keep their files in place of the disk
+        """
+        self._memory = memory
         self._servers: dict[str, Postgres] = {}
 
     def __enter__(self) -> Self:
@@ -593,4 +605,5 @@ class RunningServers:
     def _open(self, name: str) -> Postgres:
         if name == "external":
             return ExternalPostgres(os.environ[EXTERNAL_VARIABLE])
-        return PostgresServer.create({wheel.name: wheel for wheel in wheels()}[name])
+        wheel = {wheel.name: wheel for wheel in wheels()}[name]
+        return PostgresServer.create(wheel, _IN_MEMORY if self._memory else None, self._memory)

