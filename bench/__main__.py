@@ -22,6 +22,7 @@ from msgspec import Struct, json
 from bench import peers
 from bench.chatstate import ROOT, ChatStateOnPostgres, ChatStateOnSQLite, ChatStateServer, HttpAlone
 from bench.growth import growth, tuning
+from bench.half_open import half_opens
 from bench.limits import BATCH, PgBench, fsyncs_per_second
 from bench.lists import MANY, lists
 from bench.load import Mix, Spec
@@ -32,7 +33,7 @@ from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "turns", "lists", "growth", "tuning")
+PARTS = ("peers", "limits", "turns", "lists", "half-open", "growth", "tuning")
 OPEN_SHARE = 0.7
 FEWER = 10
 """How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
@@ -77,6 +78,8 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
         _turns(bench, plan, spec, ours)
     if "lists" in plan.parts:
         lists(bench, ours, spec, *((1, FEWER) if plan.quick else (plan.rounds, MANY)))
+    if "half-open" in plan.parts:
+        half_opens(bench, ours, spec, plan.rounds)
     if "tuning" in plan.parts:
         tuning(bench, spec, plan.rounds)
     if "growth" in plan.parts:

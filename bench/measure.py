@@ -230,6 +230,10 @@ class Started:
             raise RunFailed(figures.example or "no request was answered")
         return figures
 
+    def memory_mb(self) -> float:
+        """What the server takes now, as in `Figures`."""
+        return resident_mb(self._server.processes())
+
     def settle(self) -> None:
         """Leave no work behind that would fall into another's turn."""
         if self.database:

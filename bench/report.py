@@ -13,7 +13,7 @@ WIDTH = 110
 
 def report(results: Results) -> str:
     """Everything that a person wants to read."""
-    parts = (_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _turns, _lists, _left_out)
+    parts = (_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _turns, _lists, _half_open, _left_out)
     return "\n".join(line.rstrip() for part in parts for line in part(results)) + "\n"
 
 
@@ -119,6 +119,7 @@ def _tuning(results: Results) -> Iterator[str]:
 
 
 _COMPARED = {"rate": "rate", "cpu_us": "CPU", "wire_bytes": "bytes", "p50": "p50"}
+_CROWDED = {"rate": "rate", "cpu_us": "CPU", "p50": "p50", "p99": "p99"}
 
 
 def _turns(results: Results) -> Iterator[str]:
@@ -138,7 +139,7 @@ def _verdict(results: Results, compared: Comparison) -> str:
     for measure, floor in compared.floors.items():
         value = results.ratio(compared, measure)
         if value is not None and (1 / value if measure == "rate" else value) > floor:
-            missed.append(_COMPARED[measure])
+            missed.append((_COMPARED | _CROWDED)[measure])
     return f"MISSED: {', '.join(missed)}" if missed else "met" if compared.floors else ""
 
 
@@ -153,6 +154,19 @@ def _lists(results: Results) -> Iterator[str]:
             times = (compared.what, _share(results.ratio(compared, "p50"))) if compared else ("", "")
             lines.append((kind, _store(row), _number(row, "p50", 2), _number(results.find(*far), "p50", 2), *times))
     yield from _table(title, ("", "", "page 1, ms", "far page, ms", "", ""), lines, left=2)
+
+
+def _half_open(results: Results) -> Iterator[str]:
+    lines, case = [], ""
+    for compared in results.comparisons:
+        row = results.find(*compared.ours)
+        if row and row.part == "half-open":
+            case = row.case
+            ratios = [_share(results.ratio(compared, measure)) for measure in _CROWDED]
+            figures = (_verdict(results, compared), _rate(row), _number(row, "p99"))
+            lines.append((compared.what, _store(row), *ratios, *figures))
+    headers = ("", "", *_CROWDED.values(), "floors", "/s", "p99 ms")
+    yield from _table(f"Beside {case} : without them, and the figures beside them", headers, lines, left=2)
 
 
 def _store(row: Row) -> str:

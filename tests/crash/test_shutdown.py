@@ -173,7 +173,7 @@ async def test_a_client_that_goes_away_lets_the_server_end(sqlite_server: Server
 
 
 IMPATIENT = (
-    "from chatstate.http import server; assert server.SHUTDOWN_SECONDS == 30; server.SHUTDOWN_SECONDS = 1; "
+    "from chatstate.http import protocol; assert protocol.SHUTDOWN_SECONDS == 30; protocol.SHUTDOWN_SECONDS = 1; "
     "from chatstate.cli import main; main()"
 )
 

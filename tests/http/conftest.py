@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chatstate import create_app, create_store
 from chatstate.http.app import ChatState
-from chatstate.http.server import HttpProtocol
+from chatstate.http.protocol import HttpProtocol
 from tests.conftest import STORE_NAMES, database
 from tests.servers.postgres import RunningServers
 
@@ -134,10 +134,12 @@ class _Uvicorn(uvicorn.Server):
 
 
 @contextmanager
-def _serving(app: Any, clock: SettableClock, lifespan: Literal["on", "off"], asgi: bool) -> Iterator[Server]:
+def _serving(
+    app: Any, clock: SettableClock, lifespan: Literal["on", "off"], asgi: bool, own: type[HttpProtocol]
+) -> Iterator[Server]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        protocol = HttpToolsProtocol if asgi or not isinstance(app, ChatState) else HttpProtocol
+        protocol = HttpToolsProtocol if asgi or not isinstance(app, ChatState) else own
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -167,13 +169,19 @@ Serve = Callable[..., AbstractContextManager[Server]]
 def serve() -> Serve:
     """`with serve(app) as server:` runs any ASGI application; `lifespan="off"` leaves its lifespan out.
 
-    chatstate runs on its own protocol, as in `chatstate serve`, unless `asgi` is set: then on uvicorn's.
+    chatstate runs on its own protocol, as in `chatstate serve`, or on the `protocol` that is given, unless `asgi` is
+    set: then on uvicorn's.
     """
 
     def start(
-        app: Any, *, clock: SettableClock | None = None, lifespan: Literal["on", "off"] = "on", asgi: bool = False
+        app: Any,
+        *,
+        clock: SettableClock | None = None,
+        lifespan: Literal["on", "off"] = "on",
+        asgi: bool = False,
+        protocol: type[HttpProtocol] = HttpProtocol,
     ) -> AbstractContextManager[Server]:
-        return _serving(app, clock or SettableClock(), lifespan, asgi)
+        return _serving(app, clock or SettableClock(), lifespan, asgi, protocol)
 
     return start
 

@@ -17,7 +17,7 @@ import pytest
 
 from chatstate import create_app, create_store
 from chatstate.http.messages import Response
-from chatstate.http.server import HttpProtocol
+from chatstate.http.protocol import HttpProtocol
 from tests.http.conftest import Answer, Serve, Server
 
 SESSIONS = "/chat-state-sessions"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from chatstate.http.server import HEADER_BYTES
+from chatstate.http.protocol import HEADER_BYTES
 from tests.http.conftest import raw_request
 from tests.servers.process import ServerProcess
 

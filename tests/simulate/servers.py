@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from chatstate import create_app, create_store
-from chatstate.http.server import HttpProtocol
+from chatstate.http.protocol import HttpProtocol
 from chatstate.model import Retention
 from chatstate.sweeper import Sweeper
 from tests.servers.load import Answer, Connection
@@ -29,6 +29,10 @@ from tests.simulate.model import Settings
 
 START = datetime(2000, 1, 1, tzinfo=UTC)
 """When every example begins: so far back that it never reaches the clock of the database, which foreign writes show."""
+
+
+KEEP_ALIVE_SECONDS = 3600
+"""Some of the servers have long to wait, also for their first request."""
 
 
 class Clock:
@@ -87,6 +91,10 @@ class RunningServer:
             raise
 
 
+class _Patient(HttpProtocol):
+    HEADER_SECONDS = KEEP_ALIVE_SECONDS
+
+
 @asynccontextmanager
 async def _listening(app: Any) -> AsyncIterator[int]:
     config = uvicorn.Config(
@@ -95,15 +103,15 @@ async def _listening(app: Any) -> AsyncIterator[int]:
         log_config=None,
         access_log=False,
         proxy_headers=False,
-        http=HttpProtocol,
-        timeout_keep_alive=3600,  # some of the servers have long to wait
+        http=_Patient,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     config.load()
     state = ServerState()
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         server = await asyncio.get_running_loop().create_server(
-            lambda: HttpProtocol(config=config, server_state=state, app_state={}), sock=listener
+            lambda: _Patient(config=config, server_state=state, app_state={}), sock=listener
         )
         try:
             yield listener.getsockname()[1]

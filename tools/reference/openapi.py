@@ -90,6 +90,8 @@ def messages() -> dict[str, str]:
         "not_found": "There is nothing at this path.",
         "method_not_allowed": "The path has no such method; the header Allow names those that it has.",
         "headers_too_large": "The request's headers are larger than this server accepts.",
+        "request_timeout": "The request took too long to arrive; send it again.",
+        "too_many_connections": "The server has as many connections as it takes; try again.",
         "internal_error": "A defect of the server; its log says more.",
     }
     for error in _errors(ChatStateError):

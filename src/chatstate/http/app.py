@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from chatstate.errors import ChatStateError, StoreUnavailable
 from chatstate.http.api import Api
 from chatstate.http.browsers import allow_origin, preflight, refusal
-from chatstate.http.messages import ClientGone, Headers, Request, Response
+from chatstate.http.messages import ClientGone, Headers, Request, Response, peer_address
 from chatstate.http.problems import problem, problem_response
 from chatstate.http.routes import ENDPOINTS, Routes, encode_path
 from chatstate.http.wire import Limits
@@ -133,6 +133,7 @@ def _request(scope: Message, receive: Receive) -> Request:
         query=scope.get("query_string", b"").decode("latin-1"),
         mount=encode_path(mounted),
         scheme=scope.get("scheme", "http"),
+        client=peer_address(scope.get("client")),
     )
 
 

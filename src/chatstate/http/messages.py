@@ -1,12 +1,14 @@
 """HTTP messages as values: the `Request` that has arrived, and the `Response` to it (RFC 9110, section 6).
 
 They know nothing of who carries them. Any ASGI server does, through `ChatState.__call__`; our own server carries
-requests that arrive in one piece without that detour (`chatstate.http.server`).
+requests that arrive in one piece without that detour (`chatstate.http.protocol`).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from ipaddress import IPv6Address
+from typing import Any
 
 from msgspec import Struct
 
@@ -44,10 +46,11 @@ class Request:
     path     as the client sent it, undecoded, below the place where the application is mounted
     query    what follows the `?`, undecoded
     mount    that place, as it stands in addresses: empty, or `/bot`
+    client   the address of the peer, as text and without its port; empty when it is unknown
     params   the raw segments that stand for the route's parameters, once a route is found
     """
 
-    __slots__ = ("_body", "headers", "method", "mount", "params", "path", "query", "scheme")
+    __slots__ = ("_body", "client", "headers", "method", "mount", "params", "path", "query", "scheme")
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Request:
         query: str = "",
         mount: str = "",
         scheme: str = "http",
+        client: str = "",
     ) -> None:
         self.method = method
         self.path = path
@@ -66,6 +70,7 @@ class Request:
         self.query = query
         self.mount = mount
         self.scheme = scheme
+        self.client = client
         self.params: dict[str, str] = {}
         self._body = body
 
@@ -84,6 +89,17 @@ class Request:
         if len(self._body) > limit:
             raise _too_large(limit)
         return self._body
+
+
+def peer_address(peer: Sequence[Any] | None) -> str:
+    """The address in a pair of address and port. One of IPv4 that came by IPv6 is one of IPv4 (RFC 4291, 2.5.5.2)."""
+    address = str(peer[0] or "") if peer else ""
+    if ":" not in address:
+        return address
+    try:
+        return str(IPv6Address(address).ipv4_mapped or address)
+    except ValueError:
+        return address
 
 
 async def _joined(chunks: AsyncIterator[bytes], limit: int) -> bytes:

@@ -31,6 +31,7 @@ STATUS = {
     "version_not_found": 404,
     "visit_not_found": 404,
     "method_not_allowed": 405,
+    "request_timeout": 408,
     "state_not_patchable": 409,
     "patch_conflict": 409,
     "visit_exists": 409,
@@ -47,6 +48,7 @@ STATUS = {
     "session_locked": 503,
     "store_full": 503,
     "outcome_unknown": 503,
+    "too_many_connections": 503,
 }
 
 RETRY_AFTER_SECONDS = 1
