@@ -268,12 +268,26 @@ class Sessions:
             session = found or await self._load_for(user_session_id, precondition)
             if not precondition.allows(session.tag):
                 _failed(Conflict(session.tag), precondition)
-            state = await change(session)
+            state = await self._changed(session, change, precondition)
+            if isinstance(state, Conflict):
+                return state
         except ChatStateError:  # perhaps because a duplicate, which another server has carried out, was faster
             if once and (replay := await self._recall(user_session_id, once)):
                 return replay
             raise
         return await self._submit(user_session_id, state, None, one_of([session.tag]), show_current=True, once=once)
+
+    async def _changed(
+        self, session: Session, change: Callable[[Session], Awaitable[str]], precondition: Expect
+    ) -> str | Conflict:
+        try:
+            return await change(session)
+        except (SessionNotFound, VersionNotFound):
+            # Perhaps another server has just changed the session; then the precondition is judged by what is there now.
+            now = await self._load_for(session.user_session_id, precondition)
+            if now.tag == session.tag:
+                raise
+            return Conflict(now.tag, now)
 
     async def _load_for(self, user_session_id: str, precondition: Expect) -> Session:
         try:
