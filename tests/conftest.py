@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,18 @@ from pathlib import Path
 import pytest
 
 from chatstate.stores import Store, create_store
+from tests.servers import canaries
 from tests.servers.memory import memory_folder
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, PostgresServer, RunningServers, database_of, server_names
 
 POSTGRES_NAMES = server_names()
 STORE_NAMES = ["sqlite", *POSTGRES_NAMES]
+
+
+def pytest_sessionstart() -> None:
+    """From here on every log is looked through."""
+    logging.getLogger().addHandler(canaries.Listener())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,8 +34,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With CHATSTATE_TEST_NO_SKIPS a skipped test counts as failed: nothing may go untested unnoticed."""
+    """With CHATSTATE_TEST_NO_SKIPS a skipped test counts as failed: nothing may go untested unnoticed.
+
+    And what must not be anywhere, must not have been in anything that chatstate wrote during the whole run.
+    """
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if canaries.found:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    for place in canaries.found:
+        reporter.write_line(f"a secret was written: {place}", red=True)
     if os.environ.get("CHATSTATE_TEST_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

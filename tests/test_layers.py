@@ -14,16 +14,54 @@ ROOT = Path(chatstate.__file__).parent
 BELOW = {
     "model": set(),
     "errors": {"model"},
-    "config": {"model", "errors"},
+    "encryption": {"errors"},
+    "config": {"model", "errors", "encryption"},
     "patches": {"errors", "model"},
+    "rates": set(),
     "visit": {"model"},
-    "stores": {"model", "errors", "visit"},
+    "record": set(),
+    "records": {"errors", "record", "stores"},
+    "keys": {"errors", "model", "records", "stores"},
+    "tokens": {"errors", "model", "records", "stores"},
+    "access": {"errors", "model", "keys", "tokens", "stores"},
+    "stores": {"model", "errors", "visit", "record", "encryption"},
     "group_commit": {"errors"},
     "sessions": {"model", "errors", "group_commit", "stores"},
+    "reencryption": {"model", "errors", "encryption", "stores"},
     "sweeper": {"model", "errors", "stores"},
     "visits": {"model", "errors", "visit", "group_commit", "stores"},
-    "http": {"model", "errors", "patches", "sessions", "sweeper", "visit", "visits", "stores", "__init__"},
-    "cli": {"model", "errors", "config", "stores", "sweeper", "http", "__init__"},
+    "privacy": {"model", "errors", "records", "sessions", "tokens", "visit", "visits", "stores"},
+    "http": {
+        "model",
+        "errors",
+        "rates",
+        "patches",
+        "sessions",
+        "sweeper",
+        "visit",
+        "visits",
+        "keys",
+        "tokens",
+        "access",
+        "privacy",
+        "stores",
+        "__init__",
+    },
+    "cli": {
+        "model",
+        "errors",
+        "config",
+        "stores",
+        "sweeper",
+        "keys",
+        "tokens",
+        "access",
+        "privacy",
+        "encryption",
+        "reencryption",
+        "http",
+        "__init__",
+    },
     "__main__": {"cli"},
     "__init__": {"http", "stores"},
 }
@@ -35,6 +73,8 @@ DRIVERS = {
     "asyncpg": {"postgres"},
     "uvicorn": {"http"},
     "jsonpatch": {"patches.py"},
+    "jwt": {"tokens.py"},
+    "cryptography": {"encryption.py"},
 }
 """Where a library may be imported."""
 
@@ -85,4 +125,4 @@ def test_functions_are_short(path: Path) -> None:
 def test_the_package_stays_small() -> None:
     """Each of its parts does one thing. Blank lines do not count, the contract suite does, which users may run too."""
     lines = [line for path in FILES for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) < 7500
+    assert len(lines) < 11500

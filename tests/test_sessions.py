@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,19 +11,14 @@ import pytest
 from chatstate.errors import PreconditionFailed, SessionNotFound, VersionNotFound
 from chatstate.model import ANYTHING, Expect, Version, one_of
 from chatstate.sessions import Sessions
-from chatstate.stores import Store, create_store
+from chatstate.stores import Store
 
 Other = Callable[[Sessions], Awaitable[None]]
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    """An open store with an empty database."""
-    opened = create_store(f"sqlite:///{tmp_path}/chatstate.db")
-    await opened.open()
-    await opened.migrate()
-    yield opened
-    await opened.close()
+def store_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/chatstate.db"
 
 
 class Interrupted(Sessions):

@@ -157,12 +157,12 @@ def test_the_command_while_a_server_is_working(store_url: str, tmp_path: Path) -
         # Behind the server's own first round, which begins with it.
         assert httpx.post(session, json={"user_session_id": "live", "chat_state": "{}"}).status_code == 201
         asyncio.run(put(store_url, expiring("a"), expiring("b", 1), expiring("idle", None)))
-        assert run(tmp_path, "sweep", "--store", store_url) == (0, "Removed 2 expired sessions.\n")
-        assert run(tmp_path, "sweep", "--store", store_url) == (0, "Removed 0 expired sessions.\n")
+        assert run(tmp_path, "sweep", CHATSTATE_STORE=store_url) == (0, "Removed 2 expired sessions.\n")
+        assert run(tmp_path, "sweep", CHATSTATE_STORE=store_url) == (0, "Removed 0 expired sessions.\n")
         assert asyncio.run(left(store_url, "a", "b")) == set()
-        sweep_idle = ("sweep", "--store", store_url, "--idle-expiry-seconds", "3600")
+        sweep_idle = ("sweep", "--idle-expiry-seconds", "3600")
         assert httpx.get(f"{session}/idle").status_code == 200
-        assert run(tmp_path, *sweep_idle) == (0, "Removed 1 expired session.\n")
+        assert run(tmp_path, *sweep_idle, CHATSTATE_STORE=store_url) == (0, "Removed 1 expired session.\n")
         assert [httpx.get(f"{session}/{name}").status_code for name in ("a", "idle", "live")] == [404, 404, 200]
         assert server.terminate() == 0
 
@@ -193,7 +193,7 @@ async def test_with_tables_of_an_older_version_too(store_url: str, tmp_path: Pat
     output = mistake(tmp_path, "sweep", "--store", store_url)
     assert "has no tables for this version of chatstate yet. Make them with: chatstate migrate" in output
     assert run(tmp_path, "migrate", "--store", store_url)[0] == 0
-    assert run(tmp_path, "sweep", "--store", store_url) == (0, "Removed 0 expired sessions.\n")
+    assert run(tmp_path, "sweep", CHATSTATE_STORE=store_url) == (0, "Removed 0 expired sessions.\n")
 
 
 async def make_old_tables(url: str) -> None:

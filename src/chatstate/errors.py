@@ -26,6 +26,7 @@
     │   │   │   └── SessionLocked  another program holds this session's row
     │   │   └── StoreFull          the disk or the database has no room left
     │   ├── OutcomeUnknown         the connection broke while the store was committing
+    │   ├── StateUnreadable        what is there cannot be decrypted with the keys that this server has
     │   └── WriteRefused           the store cannot keep this very value
     └── StartError                 the server cannot start; the message says what mends it
         ├── InvalidSetting         a setting has a value that cannot be used
@@ -179,6 +180,14 @@ class StoreFull(StoreUnavailable, code="store_full"):
 
 class OutcomeUnknown(StoreError, code="outcome_unknown"):
     """The connection to the store broke during the commit: the write may or may not be there. Load before you retry."""
+
+
+class StateUnreadable(StoreError, code="state_unreadable"):
+    """The state is encrypted, and cannot be decrypted with the keys that this server has."""
+
+    def __init__(self, message: str | None = None, key_id: str = "") -> None:
+        super().__init__(message)
+        self.key_id = key_id
 
 
 class WriteRefused(StoreError, code="write_refused"):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from msgspec import DecodeError, Raw, Struct
 from msgspec.json import decode
@@ -129,20 +129,72 @@ class Retention(Struct, frozen=True):
 
     idle     how long after its last write a session without an expiry of its own expires; None: never
     history  how many versions of each session are kept, the current one among them; 0: the current one alone
+    visits   how long visits are kept after they were created; None: for ever
     """
 
     idle: timedelta | None = None
     history: int = 0
+    visits: timedelta | None = None
 
     def idle_since(self, now: datetime) -> datetime | None:
         """Sessions without an expiry of their own that were last written then or earlier have expired."""
-        if self.idle is None:
-            return None
-        return now - self.idle if now - EARLIEST >= self.idle else EARLIEST
+        return _before(now, self.idle)
+
+    def visits_since(self, now: datetime) -> datetime | None:
+        """Visits that were created then or earlier have been kept for long enough."""
+        return _before(now, self.visits)
+
+
+def _before(now: datetime, span: timedelta | None) -> datetime | None:
+    if span is None:
+        return None
+    return now - span if now - EARLIEST >= span else EARLIEST
+
+
+def retention_of(history: int, idle_seconds: int | None, days: int | None) -> Retention:
+    """The retention that these settings come to; `days` is for how long anything is kept."""
+    spans = [timedelta(seconds=idle_seconds)] if idle_seconds is not None else []
+    kept = None if days is None else timedelta(days=days)
+    if kept is not None:
+        spans.append(kept)
+    return Retention(min(spans, default=None), history, kept)
 
 
 KEEP = Retention()
 """Nothing expires by itself, and only current versions are kept."""
+
+
+class Within(Struct, frozen=True):
+    """Which sessions somebody may know of: those whose ids begin with `prefix`; or, if `only` is given, that one alone.
+
+    Whether a session is among them follows from its id, so no statement needs to look it up first.
+    """
+
+    prefix: str = ""
+    only: str | None = None
+
+    def covers(self, user_session_id: str) -> bool:
+        if self.only is not None:
+            return user_session_id == self.only
+        return user_session_id.startswith(self.prefix)
+
+    def narrowed(self, prefix: str) -> str | None:
+        """What the ids of those that also begin with this prefix begin with; None: there are none."""
+        if prefix.startswith(self.prefix):
+            return prefix
+        return self.prefix if self.prefix.startswith(prefix) else None
+
+
+EVERYTHING = Within()
+"""All sessions."""
+
+Scope = Literal["read", "write", "delete", "list", "mint", "export", "admin"]
+"""What somebody may do: load, save, delete; list sessions and visits; mint session tokens; take out all that is kept
+about somebody; look at the server itself."""
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+VERBS: tuple[Scope, ...] = ("read", "write", "delete", "export")
+"""The scopes that a session token can have: what can be done with the one session that it names."""
 
 
 class Save(Struct, frozen=True, kw_only=True):
@@ -288,6 +340,65 @@ class ReplayQuery(Struct, frozen=True, kw_only=True):
     user_session_id: str
     once: IdempotencyKey
     now: datetime
+
+
+class Remembered(Struct, frozen=True):
+    """That a request with an idempotency key was carried out, and the state if it is kept for a retry."""
+
+    key: str
+    at: datetime
+    chat_state: str | None
+
+
+class RememberedQuery(Struct, frozen=True, kw_only=True):
+    """All that is remembered of requests to this session: `Remembered`s, in the order of their keys."""
+
+    user_session_id: str
+    now: datetime
+
+
+Shelf = Literal["sessions", "versions", "remembered", "records"]
+"""Where texts lie in a database: states of sessions, of their versions, and of remembered requests; and records."""
+
+
+class StoredQuery(Struct, frozen=True, kw_only=True):
+    """A page of texts as they lie in the database, `Stored`s in the order of their places.
+
+    head   those that begin with this are all right; empty: those are that are not sealed at all
+    after  the last place of the page before
+    """
+
+    shelf: Shelf
+    head: str
+    after: tuple[str, ...] = ()
+    limit: int = 100
+
+
+class Stored(Struct, frozen=True):
+    """A text as it lies in the database; None: it is all right.
+
+    place  what names its row: the id of a session, with the number of a version; with caller and key, of a remembered
+           request; the collection and the key of a record
+    """
+
+    shelf: Shelf
+    place: tuple[str, ...]
+    text: str | None
+
+
+class Rewrite(Struct, frozen=True, kw_only=True):
+    """Put another text in the place of this one, if it still lies there; nothing else about the row changes."""
+
+    shelf: Shelf
+    place: tuple[str, ...]
+    text: str
+    replaced_by: str
+
+
+class Rewritten(Struct, frozen=True):
+    """What became of a `Rewrite`: whether the text still lay there."""
+
+    done: bool
 
 
 class Swept(Struct, frozen=True):

@@ -20,6 +20,7 @@ from chatstate.errors import (
     PreconditionFailed,
     SessionNotFound,
     StoreBusy,
+    StoreError,
     VersionNotFound,
 )
 from chatstate.group_commit import GroupCommit
@@ -33,6 +34,8 @@ from chatstate.model import (
     Expect,
     IdempotencyKey,
     Position,
+    Remembered,
+    RememberedQuery,
     Replay,
     ReplayQuery,
     Retention,
@@ -163,7 +166,7 @@ class Sessions:
             raise SessionNotFound
         return session
 
-    async def _load_batch(self, ids: Sequence[str]) -> list[Session | None]:
+    async def _load_batch(self, ids: Sequence[str]) -> list[Session | StoreError | None]:
         sessions = await self._store.load(list(dict.fromkeys(ids)), self._clock(), self._retention)
         return [sessions.get(user_session_id) for user_session_id in ids]
 
@@ -338,13 +341,15 @@ class Sessions:
         )
         return cast(Sequence[Summary | Session], await self._store.list(query))
 
-    async def versions(self, user_session_id: str, limit: int, before: int | None = None) -> Sequence[Version]:
-        """The versions that are kept, newest first, without their states. Raises `SessionNotFound`."""
-        rows = await self._versions(user_session_id, limit=limit, before=before)
+    async def versions(
+        self, user_session_id: str, limit: int, before: int | None = None, *, with_state: bool = False
+    ) -> Sequence[Version]:
+        """The versions that are kept, newest first; their states only if asked for. Raises `SessionNotFound`."""
+        rows = await self._versions(user_session_id, limit=limit, before=before, with_state=with_state)
         if not rows:
             session = await self.load(user_session_id)  # raises if it is absent; else there is no older version
             if before is None:  # it has been created meanwhile
-                return [_current_version(session)]
+                return [_current_version(session, with_state)]
         return rows
 
     async def version(self, user_session_id: str, version: int) -> Version:
@@ -358,6 +363,11 @@ class Sessions:
     async def _versions(self, user_session_id: str, **given: Any) -> Sequence[Version]:
         query = VersionQuery(user_session_id=user_session_id, now=self._clock(), retention=self._retention, **given)
         return cast(Sequence[Version], await self._store.list(query))
+
+    async def remembered(self, user_session_id: str) -> Sequence[Remembered]:
+        """What is remembered of requests with idempotency keys, of any caller, also after the session was deleted."""
+        query = RememberedQuery(user_session_id=user_session_id, now=self._clock())
+        return cast(Sequence[Remembered], await self._store.list(query))
 
     async def drain(self) -> None:
         """Wait until everything that was accepted has been answered."""
@@ -373,9 +383,9 @@ def _failed(outcome: Outcome, precondition: Expect) -> NoReturn:
     raise PreconditionFailed(outcome.current, expected_absence=expected_absence)
 
 
-def _current_version(session: Session) -> Version:
-    size = state_size(session.chat_state)
-    return Version(session.session_id, session.version, session.last_activity, session.updated_at, size)
+def _current_version(session: Session, with_state: bool) -> Version:
+    size, state = state_size(session.chat_state), session.chat_state if with_state else None
+    return Version(session.session_id, session.version, session.last_activity, session.updated_at, size, state)
 
 
 def _check_same(replay: Replay, once: IdempotencyKey | None) -> None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
+from chatstate.model import EVERYTHING, Within
+
 MAX_TEXT_LENGTH = 255
 MAX_USER_AGENT_LENGTH = 1024
 """The longest texts, in code points."""
@@ -83,10 +85,11 @@ class CreateVisit(Struct, frozen=True, kw_only=True):
 
 
 class ChangeVisit(Struct, frozen=True, kw_only=True):
-    """Change the visit with this id."""
+    """Change the visit with this id, if it is one of these user sessions."""
 
     session_id: str
     changes: Changes
+    within: Within = EVERYTHING
 
 
 class ChangeVisits(Struct, frozen=True, kw_only=True):
@@ -96,7 +99,14 @@ class ChangeVisits(Struct, frozen=True, kw_only=True):
     changes: Changes
 
 
-VisitWrite = CreateVisit | ChangeVisit | ChangeVisits
+class EraseVisits(Struct, frozen=True, kw_only=True):
+    """Remove all visits of one user session; with a `user_id` not those that name another person."""
+
+    user_session_id: str
+    user_id: str | None = None
+
+
+VisitWrite = CreateVisit | ChangeVisit | ChangeVisits | EraseVisits
 
 
 class VisitTaken(Struct, frozen=True):
@@ -113,7 +123,13 @@ class VisitsChanged(Struct, frozen=True):
     count: int
 
 
-VisitOutcome = Visit | VisitTaken | VisitMissing | VisitsChanged
+class VisitsErased(Struct, frozen=True):
+    """An `EraseVisits` has removed so many visits."""
+
+    count: int
+
+
+VisitOutcome = Visit | VisitTaken | VisitMissing | VisitsChanged | VisitsErased
 """What became of one write; a `Visit` is the created or changed one as it is now."""
 
 
@@ -129,13 +145,27 @@ class VisitQuery(Struct, frozen=True, kw_only=True):
 
     session_id       only the visit with this id
     user_session_id  only visits of this user session
+    within           only visits of these user sessions
     after            the position of the last visit of the page before
     """
 
     session_id: str | None = None
     user_session_id: str | None = None
+    within: Within = EVERYTHING
     limit: int = 100
     after: VisitPosition | None = None
+
+
+class UserSessionQuery(Struct, frozen=True, kw_only=True):
+    """The ids of user sessions that visits of this person name, in the order of their bytes.
+
+    `within` says which user sessions, `after` is the last id of the page before.
+    """
+
+    user_id: str
+    within: Within = EVERYTHING
+    after: str = ""
+    limit: int = 100
 
 
 def duration_minutes(start: datetime, end: datetime | None) -> int | None:

@@ -14,17 +14,20 @@ from msgspec.structs import asdict
 
 from chatstate.errors import VisitExists, VisitNotFound
 from chatstate.group_commit import GroupCommit
-from chatstate.model import utc_now
+from chatstate.model import EVERYTHING, Within, utc_now
 from chatstate.stores.base import Outcome, Store
 from chatstate.visit import (
     Changes,
     ChangeVisit,
     ChangeVisits,
     CreateVisit,
+    EraseVisits,
+    UserSessionQuery,
     Visit,
     VisitPosition,
     VisitQuery,
     VisitsChanged,
+    VisitsErased,
     VisitWrite,
 )
 
@@ -60,22 +63,28 @@ class Visits:
             raise VisitExists
         return outcome
 
-    async def load(self, session_id: str) -> Visit:
-        """One visit. Raises `VisitNotFound`."""
-        found = await self._list(VisitQuery(session_id=session_id))
+    async def load(self, session_id: str, within: Within = EVERYTHING) -> Visit:
+        """One visit, if it is of one of these user sessions. Raises `VisitNotFound`."""
+        found = await self._list(VisitQuery(session_id=session_id, within=within))
         if not found:
             raise VisitNotFound
         return found[0]
 
     async def page(
-        self, user_session_id: str | None = None, *, limit: int = 100, after: VisitPosition | None = None
+        self,
+        user_session_id: str | None = None,
+        *,
+        within: Within = EVERYTHING,
+        limit: int = 100,
+        after: VisitPosition | None = None,
     ) -> Sequence[Visit]:
-        """A page of the visits, newest start first (see `VisitQuery`): of one user session, or of all."""
-        return await self._list(VisitQuery(user_session_id=user_session_id, limit=limit, after=after))
+        """A page of the visits, newest start first (see `VisitQuery`): of one user session, or of all of these."""
+        return await self._list(VisitQuery(user_session_id=user_session_id, within=within, limit=limit, after=after))
 
-    async def change(self, session_id: str, changes: Changes) -> Visit:
-        """The visit, changed. Raises `VisitNotFound`."""
-        outcome = await self._commit(session_id, ChangeVisit(session_id=session_id, changes=changes))
+    async def change(self, session_id: str, changes: Changes, within: Within = EVERYTHING) -> Visit:
+        """The visit, changed, if it is of one of these user sessions. Raises `VisitNotFound`."""
+        write = ChangeVisit(session_id=session_id, changes=changes, within=within)
+        outcome = await self._commit(session_id, write)
         if not isinstance(outcome, Visit):
             raise VisitNotFound
         return outcome
@@ -88,6 +97,20 @@ class Visits:
         if not outcome.count:
             raise VisitNotFound("This user session has no visits.")
         return outcome.count
+
+    async def erase(self, user_session_id: str, user_id: str | None = None) -> int:
+        """How many visits of this user session were removed; with a person, none that names another one."""
+        write = EraseVisits(user_session_id=user_session_id, user_id=user_id)
+        outcome = await self._commit(("user", user_session_id), write)
+        assert isinstance(outcome, VisitsErased)
+        return outcome.count
+
+    async def user_sessions(
+        self, user_id: str, *, within: Within = EVERYTHING, after: str = "", limit: int = 100
+    ) -> Sequence[str]:
+        """A page of the ids of the user sessions that visits of this person name (see `UserSessionQuery`)."""
+        query = UserSessionQuery(user_id=user_id, within=within, after=after, limit=limit)
+        return cast(Sequence[str], await self._store.list(query))
 
     async def _commit(self, key: Hashable, write: VisitWrite) -> Outcome:
         return await self._writes.submit(key, write, _SIZE)

@@ -38,6 +38,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import asyncpg
 import psutil
 
+from .canaries import CANARY
 from .ports import LOOPBACK, free_port
 
 EXTERNAL_VARIABLE = "CHATSTATE_TEST_POSTGRES"
@@ -392,7 +393,7 @@ class PostgresServer(LocalServer, Postgres):
         self.wheel = runnable(wheel)
         super().__init__(wheel.name, parent)
         self.name, self.major, self.has_lz4 = wheel.name, wheel.major, wheel.has_lz4
-        self.password = secrets.token_hex(12)
+        self.password = f"{CANARY}-{secrets.token_hex(12)}"
         self.data = self.folder / "data"
         self._settings = dict(settings or {})
         self._killed = False

@@ -21,6 +21,7 @@ from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Self
 
+from .canaries import look_through
 from .ports import LOOPBACK, free_port
 from .postgres import ServerFailed, poll_until
 
@@ -57,9 +58,9 @@ class ServerProcess:
         self.folder = folder
         self.port = free_port()
         self.start_seconds = 0.0
-        self._store_url = store_url
         self._program, self._command, self._arguments = tuple(program), tuple(command), tuple(arguments)
-        self._environment = clean_environment(**(environment or {}))
+        # The URL may hold a password, which a command line would show to everybody.
+        self._environment = clean_environment(**{"CHATSTATE_STORE": store_url, **(environment or {})})
         self._output = folder / "chatstate.output"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -76,6 +77,7 @@ class ServerProcess:
 
     def __exit__(self, *error: object) -> None:
         self.kill()
+        look_through("the output of chatstate serve", self.output)
 
     @property
     def base_url(self) -> str:
@@ -126,7 +128,7 @@ class ServerProcess:
 
     def _start(self) -> Self:
         started = time.monotonic()
-        arguments = ("--store", self._store_url, "--port", str(self.port), *self._arguments)
+        arguments = ("--port", str(self.port), *self._arguments)
         with self._output.open("ab") as output:
             self._process = subprocess.Popen(
                 [*self._program, *self._command, *arguments],

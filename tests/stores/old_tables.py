@@ -11,6 +11,7 @@ import asyncpg
 
 from chatstate.model import Session, Write
 from chatstate.stores import Store, create_store
+from chatstate.stores.base import all_readable
 from chatstate.stores.contract import NOW
 from chatstate.stores.sql import migrations
 
@@ -166,7 +167,7 @@ async def commit_one(store: Store, write: Write) -> Any:
 
 
 async def load_one(store: Store, user_session_id: str) -> Session | None:
-    return (await store.load([user_session_id], NOW)).get(user_session_id)
+    return all_readable(await store.load([user_session_id], NOW)).get(user_session_id)
 
 
 class Shape(NamedTuple):

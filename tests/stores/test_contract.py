@@ -1,4 +1,4 @@
-"""The contract suite on every store that ships, and through a transaction pooler."""
+"""The contract suite on every store that ships, with and without encryption, and through a transaction pooler."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from chatstate.encryption import KeyRing, new_key
 from chatstate.stores import Store, create_store
 from chatstate.stores.contract import CHECKS, OpenStore, run
 from tests.conftest import STORE_NAMES, database
@@ -33,12 +34,14 @@ def pooled_url(pooled_server: PostgresServer, pgbouncer: PgBouncer) -> Iterator[
 
 each_check = pytest.mark.parametrize("check", CHECKS)
 
+RING = KeyRing.parse(new_key())
 
-def opener(url: str) -> OpenStore:
+
+def opener(url: str, ring: KeyRing | None = None) -> OpenStore:
     """Opens stores on one database, each independent of the others."""
 
     async def open_store() -> Store:
-        store = create_store(url, owner=False)
+        store = create_store(url, owner=False, key_ring=ring)
         await store.open()
         return store
 
@@ -48,6 +51,11 @@ def opener(url: str) -> OpenStore:
 @each_check
 async def test_contract(check: str, shared_url: str) -> None:
     await run(check, opener(shared_url))
+
+
+@each_check
+async def test_contract_with_encryption(check: str, shared_url: str) -> None:
+    await run(check, opener(shared_url, RING))
 
 
 @each_check

@@ -128,11 +128,11 @@ async def test_a_size_that_the_owner_has_set_is_kept(adopted: OldDatabase) -> No
 async def test_sweeping_finds_the_index_while_the_server_goes_on(postgres_url: str) -> None:
     async with old_database(SEED, postgres_url) as old, migrated(old.store_url) as store:
         await store.sweep(NOW, KEEP, None, 10)
-        assert not store._table.finds_expired
+        assert not store.inner._table.finds_expired
         for step in (await tuning(old.store_url).plan())[1]:
             await tuning(old.store_url).carry_out(step)
         await store.sweep(NOW, KEEP, None, 10)
-        assert store._table.finds_expired
+        assert store.inner._table.finds_expired
 
 
 async def test_what_a_broken_off_index_has_left_is_removed_first(adopted: OldDatabase) -> None:
@@ -239,8 +239,8 @@ async def test_the_command_tunes(postgres: Postgres, adopted: OldDatabase, tmp_p
 
 
 async def test_the_printed_sql_tunes(adopted: OldDatabase, tmp_path: Path) -> None:
-    command = ("migrate", "--tune", "--print", "--store", adopted.store_url)
-    status, script = await asyncio.to_thread(run, tmp_path, *command)
+    command = ("migrate", "--tune", "--print")
+    status, script = await asyncio.to_thread(run, tmp_path, *command, CHATSTATE_STORE=adopted.store_url)
     assert status == 0, script
     for statement in (line for line in script.splitlines() if line and not line.startswith("--")):
         await adopted.connection.execute(statement)

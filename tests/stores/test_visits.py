@@ -17,11 +17,12 @@ import asyncpg
 import pytest
 
 from chatstate.errors import SessionLocked, StoreUnavailable, WriteRefused
-from chatstate.model import Session
+from chatstate.model import EVERYTHING, Session
 from chatstate.stores import Store
 from chatstate.stores.base import AnyWrite
 from chatstate.stores.contract import saving
 from chatstate.stores.sql import statement
+from chatstate.stores.sqlite_visits import _statement, _within
 from chatstate.stores.visit_contract import FULL, START, creating
 from chatstate.visit import Changes, ChangeVisit, ChangeVisits, Visit, VisitMissing, VisitQuery, VisitsChanged
 from tests.servers.postgres import database_of
@@ -108,14 +109,14 @@ async def test_sqlite_has_typed_columns_and_rules(tmp_path: Path) -> None:
 def test_sqlite_finds_pages_by_an_index(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "plain.db")) as connection:
         connection.executescript(statement("sqlite", "migrations/0003_visits"))
-        parameters = {"start": 0, "id": "", "limit": 1, "user_session_id": "", "session_id": ""}
+        parameters = {"start": 0, "id": "", "limit": 1, "user_session_id": "", "session_id": "", **_within(EVERYTHING)}
         for name, index in (
             ("visit_one", "sqlite_autoindex_chat_sessions_1"),
             ("visit_page", "chat_sessions_start"),
             ("visit_page_user", "chat_sessions_user"),
             ("visit_change_user", "chat_sessions_user"),
         ):
-            sql = statement("sqlite", name).replace("{columns}", "*").replace("{assignments}", "user_id = NULL")
+            sql = _statement(name).replace("{assignments}", "user_id = NULL")
             used = {key: parameters[key] for key in re.findall(r":(\w+)", sql.partition("\n")[2])}
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", used)]
             assert len(plan) == 1
@@ -127,12 +128,14 @@ async def test_postgres_finds_pages_by_an_index(name: str, index: str, postgres_
     async with migrated(postgres_url), connected(postgres_url, enable_seqscan="off") as connection:
         sql = statement("postgres", name).replace("{columns}", "*").replace("{name}", "'public'")
         await connection.execute("SET plan_cache_mode = force_generic_plan")
-        types = ", ".join(("text", "uuid", "bigint", "text")[: 4 if "$4" in sql else 3])
-        values = f"'2025-10-02Z', '{uuid.uuid4()}', 10" + (", 'u'" if "$4" in sql else "")
+        one = "$6" in sql
+        values = f"'2025-10-02Z', '{uuid.uuid4()}', 10, '', NULL" + (", 'u'" if one else "")
+        types = ", ".join(("text", "uuid", "bigint", "text", "text", "text")[: 6 if one else 5])
         await connection.execute(f"PREPARE page ({types}) AS {sql}")
         plan = [row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE page ({values})")]
         assert f"Index Scan Backward using {index}" in "\n".join(plan)
-        assert not [line for line in plan if "Sort" in line or "Filter" in line]
+        assert not [line for line in plan if "Sort" in line]
+        assert all("starts_with" in line for line in plan if "Filter" in line), "who may see only some ids looks at all"
 
 
 # --- Tenants and rights -----------------------------------------------------------------------------------------------

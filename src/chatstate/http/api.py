@@ -57,6 +57,7 @@ STORE_PROBLEMS = (
     "session_locked",
     "store_full",
     "outcome_unknown",
+    "state_unreadable",
 )
 """What can keep any request from the store."""
 

@@ -48,6 +48,7 @@ STATUS = {
     "session_locked": 503,
     "store_full": 503,
     "outcome_unknown": 503,
+    "state_unreadable": 503,
     "too_many_connections": 503,
 }
 

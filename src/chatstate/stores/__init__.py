@@ -6,21 +6,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
 from chatstate.stores.base import Outcome, Store, StoreStatus
+from chatstate.stores.encrypted import EncryptedStore
 
 if TYPE_CHECKING:
     from chatstate.stores.postgres_tuning import PostgresTuning
 
-__all__ = ["Outcome", "Store", "StoreStatus", "create_store", "create_tuning"]
+__all__ = ["EncryptedStore", "KeyRing", "Outcome", "Store", "StoreStatus", "create_store", "create_tuning"]
 
 
 _POSTGRES = ("postgresql", "postgres")
 
 
 def create_store(
-    url: str, *, owner: bool = True, create: bool = True, pool_size: int | None = None, allow_unsafe: bool = False
-) -> Store:
+    url: str,
+    *,
+    owner: bool = True,
+    create: bool = True,
+    pool_size: int | None = None,
+    allow_unsafe: bool = False,
+    key_ring: KeyRing | None = None,
+) -> EncryptedStore:
     """The store that the URL means, not yet open.
 
     url           sqlite:///file.db (relative), sqlite:////folder/file.db (absolute) or postgresql://user:password@host/database
@@ -28,9 +36,14 @@ def create_store(
     create        whether a SQLite file that is not there yet is made
     pool_size     the most connections to PostgreSQL; by default what the URL's `connection_limit` says, else 5
     allow_unsafe  accept a PostgreSQL that may lose acknowledged writes (`fsync=off`)
+    key_ring      the keys that states lie encrypted with; without any they are not
 
     Raises `InvalidSetting` for a URL that cannot be understood.
     """
+    return EncryptedStore(_create(url, owner, create, pool_size, allow_unsafe), key_ring or KeyRing())
+
+
+def _create(url: str, owner: bool, create: bool, pool_size: int | None, allow_unsafe: bool) -> Store:
     scheme = url.partition(":")[0].lower()
     if scheme == "sqlite":
         from chatstate.stores.sqlite import SQLiteStore

@@ -22,28 +22,44 @@ from chatstate.model import (
     KEEP,
     Conflict,
     Deleted,
+    Remembered,
+    RememberedQuery,
     Replay,
     ReplayQuery,
     Retention,
+    Rewrite,
+    Rewritten,
     Save,
     Session,
     SessionQuery,
+    Stored,
+    StoredQuery,
     Summary,
     Swept,
     Version,
     VersionQuery,
     Write,
 )
-from chatstate.visit import Visit, VisitOutcome, VisitQuery, VisitWrite
+from chatstate.record import Record, RecordOutcome, RecordQuery, RecordWrite
+from chatstate.visit import UserSessionQuery, Visit, VisitOutcome, VisitQuery, VisitWrite
 
-AnyWrite = Write | VisitWrite
+AnyWrite = Write | VisitWrite | RecordWrite | Rewrite
 """A write of any collection."""
 
-Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | StoreError
-"""What became of one write: the session or visit as it is now, its removal, or why nothing changed."""
+Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | RecordOutcome | Rewritten | StoreError
+"""What became of one write: the session, visit or record as it is now, its removal, or why nothing changed."""
 
-Query = SessionQuery | VersionQuery | ReplayQuery | VisitQuery
-Row = Session | Summary | Version | Replay | Visit
+Query = (
+    SessionQuery
+    | VersionQuery
+    | ReplayQuery
+    | RememberedQuery
+    | VisitQuery
+    | UserSessionQuery
+    | RecordQuery
+    | StoredQuery
+)
+Row = Session | Summary | Version | Replay | Remembered | Visit | Record | Stored | str
 
 
 class StoreStatus(Struct, frozen=True):
@@ -88,11 +104,13 @@ class Store(ABC):
         """Ask the database whether it can serve. Raises `StoreUnavailable` when it cannot, or has no tables."""
 
     @abstractmethod
-    async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> Mapping[str, Session]:
+    async def load(
+        self, ids: Sequence[str], now: datetime, retention: Retention = KEEP
+    ) -> Mapping[str, Session | StoreError]:
         """The sessions that exist among these distinct ids, as of some moment during the call.
 
         An absent session, and one that has expired by `now`, is absent from the answer; that is never an error, and an
-        error is never an empty answer.
+        error is never an empty answer. One that cannot be read has an error in its place, and its neighbours do not.
         """
 
     @abstractmethod
@@ -115,11 +133,22 @@ class Store(ABC):
 
     @abstractmethod
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
-        """Remove what has expired by `now`, about `limit` rows at most: sessions, and idempotency keys.
+        """Remove what has expired by `now`, about `limit` rows at most of each kind: sessions, idempotency keys and
+        records; and visits that have been kept for long enough.
 
         `after` is None at first, then what the step before gave as `next`. Many processes may sweep at once: none
         waits for another, and rows that are being written are left for the next time.
         """
+
+
+def all_readable(found: Mapping[str, Session | StoreError]) -> dict[str, Session]:
+    """What `Store.load` has found, for those who want all of it or nothing. Raises the first error."""
+    sessions = {}
+    for user_session_id, session in found.items():
+        if isinstance(session, StoreError):
+            raise session
+        sessions[user_session_id] = session
+    return sessions
 
 
 Verb = Literal["upsert", "insert", "update", "delete"]

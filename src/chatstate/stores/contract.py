@@ -6,7 +6,7 @@
 
 `open_store` is awaited for each store and opens a new one on the same database. A check that does not hold raises
 AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and sessions
-are removed at the end, so the suite may run on a database that holds others. Visits stay: no write removes them.
+are removed at the end, so the suite may run on a database that holds others. Visits and records stay.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from chatstate.model import (
     none_of,
     one_of,
 )
-from chatstate.stores.base import AnyWrite, Outcome, Store
+from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable
+from chatstate.stores.record_contract import RecordChecks
+from chatstate.stores.stored_contract import StoredChecks
 from chatstate.stores.turn_contract import TurnChecks
 from chatstate.stores.visit_contract import VisitChecks
 
@@ -111,7 +113,7 @@ async def run(check: str, open_store: OpenStore) -> None:
         await contract.other.close()
 
 
-class Contract(TurnChecks, VisitChecks):
+class Contract(TurnChecks, VisitChecks, RecordChecks, StoredChecks):
     """The checks, and two stores that they work on."""
 
     def __init__(self, open_store: OpenStore, one: Store, other: Store) -> None:
@@ -130,7 +132,7 @@ class Contract(TurnChecks, VisitChecks):
         return outcome
 
     async def load(self, user_session_id: str, store: Store | None = None) -> Session | None:
-        return (await (store or self.other).load([user_session_id], NOW)).get(user_session_id)
+        return all_readable(await (store or self.other).load([user_session_id], NOW)).get(user_session_id)
 
     async def at_once(self, writes: list[Write]) -> list[Outcome]:
         """The writes, each by itself, all at once, through both stores in turn."""
@@ -175,14 +177,14 @@ class Contract(TurnChecks, VisitChecks):
     async def states_come_back_as_they_were(self) -> None:
         ids = [self.id(number) for number in range(len(STATES))]
         await self.one.commit([saving(*pair) for pair in zip(ids, STATES, strict=True)])
-        sessions = await self.other.load(ids, NOW)
+        sessions = all_readable(await self.other.load(ids, NOW))
         assert [sessions[user_session_id].chat_state for user_session_id in ids] == list(STATES)
 
     async def ids_are_compared_as_bytes(self) -> None:
         ids = [self.id(name) for name in IDS]
         outcomes = await self.one.commit([saving(user_session_id, user_session_id) for user_session_id in ids])
         assert all(isinstance(outcome, Session) and outcome.is_new for outcome in outcomes)
-        sessions = await self.other.load(ids, NOW)
+        sessions = all_readable(await self.other.load(ids, NOW))
         assert {key: session.chat_state for key, session in sessions.items()} == {key: key for key in ids}
 
     async def times_keep_their_microseconds(self) -> None:
@@ -268,7 +270,7 @@ class Contract(TurnChecks, VisitChecks):
         kinds = [type(outcome) for outcome in outcomes]
         assert kinds == [Session, Session, Conflict, Conflict, Deleted, Conflict, Session, Session, Session, Session]
         assert outcomes[2:6] == [Conflict(present["b"]), Conflict(None), Deleted(present["d"]), Conflict(None)]
-        sessions = await self.one.load([self.id(name) for name in "abcdefghij"], NOW)
+        sessions = all_readable(await self.one.load([self.id(name) for name in "abcdefghij"], NOW))
         states = {key.removeprefix(self.prefix): session.chat_state for key, session in sessions.items()}
         assert states == {"a": "new", "b": "b", "f": "new", "g": "new", "h": "h", "i": "new", "j": "new"}
 
@@ -377,7 +379,7 @@ _NOT_CHECKS = {"id", "commit", "load", "at_once"}
 
 CHECKS = [
     name
-    for checks in (Contract, TurnChecks, VisitChecks)
+    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, StoredChecks)
     for name in vars(checks)
     if not name.startswith("_") and name not in _NOT_CHECKS
 ]

@@ -7,7 +7,7 @@ So is one with idempotency keys, which looks first what it remembers of them, an
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -27,10 +27,15 @@ from chatstate.model import (
     KEEP,
     Conflict,
     Deleted,
+    Remembered,
+    RememberedQuery,
+    ReplayQuery,
     Retention,
+    Rewrite,
     Save,
     Session,
     SessionQuery,
+    StoredQuery,
     Summary,
     Swept,
     Tag,
@@ -38,8 +43,9 @@ from chatstate.model import (
     VersionQuery,
     Write,
 )
+from chatstate.record import RecordQuery, RecordWrite
+from chatstate.stores import postgres_records, postgres_stored, postgres_visits, sql
 from chatstate.stores import postgres_sessions as sessions
-from chatstate.stores import postgres_visits, sql
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.postgres_connection import (
     Facts,
@@ -55,7 +61,7 @@ from chatstate.stores.postgres_connection import (
 )
 from chatstate.stores.postgres_schema import Schema, inspect, migrate, script
 from chatstate.stores.postgres_sessions import moment, parameters
-from chatstate.visit import VisitQuery, VisitWrite
+from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 _TRIES = 5
 """How often a batch is tried that a deadlock has undone, or that other writers have overtaken."""
@@ -144,15 +150,33 @@ class PostgresStore(Store):
 
     async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> list[Outcome]:
         of_visits = [write for write in writes if isinstance(write, VisitWrite)]
-        of_sessions = [write for write in writes if not isinstance(write, VisitWrite)]
-        if not of_visits:
-            return await self._commit_sessions(of_sessions, retention)
-        if not of_sessions:
+        of_records = [write for write in writes if isinstance(write, RecordWrite)]
+        if len(of_visits) == len(writes) > 0:
             return await self._commit_visits(of_visits)
+        if len(of_records) == len(writes) > 0:
+            return await self._commit_records(of_records)
+        rewrites = [write for write in writes if isinstance(write, Rewrite)]
+        if len(rewrites) == len(writes) > 0:
+            return await self._rewrite(rewrites)
+        of_sessions = [write for write in writes if isinstance(write, Write)]
         sessions = iter(await self._commit_sessions(of_sessions, retention))
         # Those are done: from here on, what goes wrong with a write is that write's outcome.
-        visits = iter([await self._commit_visit(write) for write in of_visits])
-        return [next(visits if isinstance(write, VisitWrite) else sessions) for write in writes]
+        visits = iter([await self._alone(self._commit_visits([write])) for write in of_visits])
+        records = iter([await self._alone(self._commit_records([write])) for write in of_records])
+        rewritten = iter([await self._alone(self._rewrite([write])) for write in rewrites])
+        kinds = (Write, sessions), (VisitWrite, visits), (RecordWrite, records), (Rewrite, rewritten)
+        return [next(outcomes) for write in writes for kind, outcomes in kinds if isinstance(write, kind)]
+
+    async def _commit_records(self, writes: Sequence[RecordWrite]) -> list[Outcome]:
+        for _ in range(_TRIES):
+            with suppress(RolledBack):
+                async with (
+                    acquired(self._open_pool) as connection,
+                    self._unit(connection, len(writes) > 1 or self._facts.through_pooler),
+                ):
+                    outcomes = await postgres_records.apply_records(connection, self._table, writes)
+                    return [outcomes[write.collection, write.key] for write in writes]
+        raise RolledBack
 
     async def _commit_visits(self, writes: Sequence[VisitWrite]) -> list[Outcome]:
         several = postgres_visits.needs_several_statements(writes)
@@ -165,9 +189,14 @@ class PostgresStore(Store):
                     return [*await postgres_visits.apply_visits(connection, self._table, writes)]
         raise RolledBack
 
-    async def _commit_visit(self, write: VisitWrite) -> Outcome:
+    async def _rewrite(self, writes: Sequence[Rewrite]) -> list[Outcome]:
+        async with acquired(self._open_pool) as connection, self._unit(connection, explicit=True):
+            return [*await postgres_stored.rewrite(connection, self._table, writes)]
+
+    async def _alone(self, commit: Awaitable[list[Outcome]]) -> Outcome:
+        """What becomes of the one write that is committed."""
         try:
-            return (await self._commit_visits([write]))[0]
+            return (await commit)[0]
         except StoreError as error:
             return error
 
@@ -262,27 +291,47 @@ class PostgresStore(Store):
 
     async def list(self, query: Query) -> Sequence[Row]:
         async with self._reading() as connection:
-            if isinstance(query, SessionQuery):
-                shape: type[Any] = Session if query.with_state else Summary
-                statement, given = sessions.listing(self._table, query)
-                return [shape(*row) for row in await connection.fetch(statement, *given)]
             if isinstance(query, VisitQuery):
                 return await postgres_visits.visits(connection, self._table, query)
-            if isinstance(query, VersionQuery):
-                rows = await connection.fetch(self._statement("versions"), *sessions.versions(query))
-                return [Version(*row) for row in rows]
-            rows = await connection.fetch(self._statement("recall"), *sessions.recalled([query]))
-            return [sessions.replay(row) for row in rows]
+            if isinstance(query, UserSessionQuery):
+                return await postgres_visits.user_sessions(connection, self._table, query)
+            if isinstance(query, RecordQuery):
+                return await postgres_records.records(connection, self._table, query)
+            if isinstance(query, StoredQuery):
+                return await postgres_stored.stored(connection, self._table, query)
+            statement, given, read = self._listing(query)
+            return [read(row) for row in await connection.fetch(statement, *given)]
+
+    def _listing(
+        self, query: SessionQuery | VersionQuery | ReplayQuery | RememberedQuery
+    ) -> tuple[str, Sequence[Any], Callable[[Any], Row]]:
+        """The statement, its parameters, and what makes a row of one of the database."""
+        if isinstance(query, SessionQuery):
+            statement, given = sessions.listing(self._table, query)
+            return statement, given, (lambda row: Session(*row)) if query.with_state else (lambda row: Summary(*row))
+        if isinstance(query, VersionQuery):
+            return self._statement("versions"), sessions.versions(query), lambda row: Version(*row)
+        if isinstance(query, RememberedQuery):
+            given = [query.user_session_id, query.now.isoformat()]
+            return self._statement("remembered"), given, lambda row: Remembered(*row)
+        return self._statement("recall"), sessions.recalled([query]), sessions.replay
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         if after is None and not self._table.finds_expired:
             await self._look_for_indexes()
         async with acquired(self._open_pool) as connection, self._unit(connection, self._facts.through_pooler):
-            forgotten = await connection.fetch(self._statement("sweep_keys"), now.isoformat(), limit)
+            others = [
+                len(await connection.fetch(self._statement(name), now.isoformat(), limit))
+                for name in ("sweep_keys", "sweep_records")
+            ]
+            if kept_since := retention.visits_since(now):
+                others.append(
+                    len(await connection.fetch(self._statement("sweep_visits"), kept_since.isoformat(), limit))
+                )
             removed: list[Any] = []
             if self._table.finds_expired:
                 removed = await connection.fetch(self._statement("sweep"), now.isoformat(), limit)
-            more = limit in (len(removed), len(forgotten))
+            more = limit in (len(removed), *others)
             if retention.idle is None and self._table.finds_expired:
                 return Swept(len(removed), "" if more else None)
             ((count, last, seen),) = await connection.fetch(

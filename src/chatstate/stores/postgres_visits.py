@@ -21,11 +21,14 @@ from chatstate.visit import (
     ChangeVisit,
     ChangeVisits,
     CreateVisit,
+    EraseVisits,
+    UserSessionQuery,
     Visit,
     VisitMissing,
     VisitOutcome,
     VisitQuery,
     VisitsChanged,
+    VisitsErased,
     VisitTaken,
     VisitWrite,
 )
@@ -66,20 +69,26 @@ async def apply_visits(connection: Connection, schema: Schema, writes: Sequence[
     created = [write for write in writes if isinstance(write, CreateVisit)]
     changed = [write for write in writes if isinstance(write, ChangeVisit)]
     of_users = [write for write in writes if isinstance(write, ChangeVisits)]
+    erased = [write for write in writes if isinstance(write, EraseVisits)]
     visits: dict[str, Visit] = {}
     counts: dict[str, int] = {}
     if created:
         rows = sorted(created, key=lambda write: write.session_id)
         visits |= _by_id(await connection.fetch(_statement(schema, "visit_insert"), _text(rows)))
-    if changed and of_users:
-        ids, users = [write.session_id for write in changed], [write.user_session_id for write in of_users]
+    if bool(changed) + bool(of_users) + bool(erased) > 1:
+        ids = [write.session_id for write in changed]
+        users = [write.user_session_id for write in of_users] + [write.user_session_id for write in erased]
         await connection.fetch(_statement(schema, "visit_lock"), ids, users)
     if changed:
         ids, changes = [write.session_id for write in changed], [_text(write.changes) for write in changed]
-        visits |= _by_id(await connection.fetch(_statement(schema, "visit_change"), ids, changes))
+        given = (ids, changes, [write.within.prefix for write in changed], [write.within.only for write in changed])
+        visits |= _by_id(await connection.fetch(_statement(schema, "visit_change"), *given))
     if of_users:
         users, changes = [write.user_session_id for write in of_users], [_text(write.changes) for write in of_users]
         counts = dict(await connection.fetch(_statement(schema, "visit_change_user"), users, changes))
+    if erased:
+        users, people = [write.user_session_id for write in erased], [write.user_id for write in erased]
+        counts |= dict(await connection.fetch(_statement(schema, "erase_visits"), users, people))
     return [_outcome(write, visits, counts) for write in writes]
 
 
@@ -97,6 +106,8 @@ def _by_id(rows: Iterable[Any]) -> dict[str, Visit]:
 def _outcome(write: VisitWrite, visits: Mapping[str, Visit], counts: Mapping[str, int]) -> VisitOutcome:
     if isinstance(write, ChangeVisits):
         return VisitsChanged(counts.get(write.user_session_id, 0))
+    if isinstance(write, EraseVisits):
+        return VisitsErased(counts.get(write.user_session_id, 0))
     return visits.get(write.session_id) or (VisitTaken() if isinstance(write, CreateVisit) else VisitMissing())
 
 
@@ -111,14 +122,21 @@ def _visit(row: Any) -> Visit:
 
 async def visits(connection: Connection, schema: Schema, query: VisitQuery) -> list[Visit]:
     """The visits that the query asks for, in its order."""
+    within = (query.within.prefix, query.within.only)
     if query.session_id is not None:
-        rows = await connection.fetch(_statement(schema, "visit_one"), query.session_id)
+        rows = await connection.fetch(_statement(schema, "visit_one"), query.session_id, *within)
         return [_visit(row) for row in rows]
     position = (query.after.session_start_time.isoformat(), query.after.session_id) if query.after else _BEHIND_ALL
     if query.user_session_id is None:
-        rows = await connection.fetch(_statement(schema, "visit_page"), *position, query.limit)
+        rows = await connection.fetch(_statement(schema, "visit_page"), *position, query.limit, *within)
     else:
         rows = await connection.fetch(
-            _statement(schema, "visit_page_user"), *position, query.limit, query.user_session_id
+            _statement(schema, "visit_page_user"), *position, query.limit, *within, query.user_session_id
         )
     return [_visit(row) for row in rows]
+
+
+async def user_sessions(connection: Connection, schema: Schema, query: UserSessionQuery) -> list[str]:
+    """The ids that the query asks for, in its order."""
+    given = (query.user_id, query.after, query.within.prefix, query.limit, query.within.only)
+    return [row[0] for row in await connection.fetch(_statement(schema, "user_sessions"), *given)]

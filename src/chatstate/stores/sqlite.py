@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import apsw
 from filelock import FileLock, Timeout
@@ -28,10 +28,22 @@ from chatstate.errors import (
     StoreUnreachable,
     WriteRefused,
 )
-from chatstate.model import KEEP, Retention, Session, SessionQuery, Swept, VersionQuery
-from chatstate.stores import sql, sqlite_sessions, sqlite_visits
+from chatstate.model import (
+    KEEP,
+    RememberedQuery,
+    ReplayQuery,
+    Retention,
+    Rewrite,
+    Session,
+    SessionQuery,
+    StoredQuery,
+    Swept,
+    VersionQuery,
+)
+from chatstate.record import RecordQuery, RecordWrite
+from chatstate.stores import sql, sqlite_records, sqlite_sessions, sqlite_stored, sqlite_visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
-from chatstate.visit import VisitQuery, VisitWrite
+from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 Result = TypeVar("Result")
 
@@ -193,6 +205,7 @@ def _set_up(connection: apsw.Connection, path: Path) -> None:
     if connection.pragma("journal_mode", "wal") != "wal":
         raise StoreUnreachable(f"{path} lies on a file system without shared memory; use a file on a local disk.")
     connection.pragma("synchronous", "full")
+    connection.pragma("secure_delete", True)  # what was deleted is overwritten with zeros
     connection.pragma("schema_version")  # maps the shared memory, which SQLite never tries again once it has failed
 
 
@@ -224,22 +237,36 @@ def _commit(connection: apsw.Connection, writes: Sequence[AnyWrite], retention: 
 def _apply(connection: apsw.Connection, write: AnyWrite, retention: Retention) -> Outcome:
     if isinstance(write, VisitWrite):
         return sqlite_visits.apply_visit(connection, write)
+    if isinstance(write, RecordWrite):
+        return sqlite_records.apply_record(connection, write)
+    if isinstance(write, Rewrite):
+        return sqlite_stored.rewrite(connection, write)
     return sqlite_sessions.apply(connection, write, retention)
 
 
+_LISTS: dict[type[Query], Callable[[apsw.Connection, Any], Sequence[Row]]] = {
+    SessionQuery: sqlite_sessions.sessions,
+    VersionQuery: sqlite_sessions.versions,
+    ReplayQuery: sqlite_sessions.replays,
+    RememberedQuery: sqlite_sessions.remembered,
+    VisitQuery: sqlite_visits.visits,
+    UserSessionQuery: sqlite_visits.user_sessions,
+    RecordQuery: sqlite_records.records,
+    StoredQuery: sqlite_stored.stored,
+}
+
+
 def _list(connection: apsw.Connection, query: Query) -> Sequence[Row]:
-    if isinstance(query, SessionQuery):
-        return sqlite_sessions.sessions(connection, query)
-    if isinstance(query, VersionQuery):
-        return sqlite_sessions.versions(connection, query)
-    if isinstance(query, VisitQuery):
-        return sqlite_visits.visits(connection, query)
-    return sqlite_sessions.replays(connection, query)
+    return _LISTS[type(query)](connection, query)
 
 
 def _sweep(connection: apsw.Connection, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
     with _transaction(connection):
-        return sqlite_sessions.sweep(connection, now, retention, after, limit)
+        swept = sqlite_sessions.sweep(connection, now, retention, after, limit)
+    if swept.next is None:
+        # The write-ahead log still holds what was deleted. If somebody is reading now, the next round empties it.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return swept
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from chatstate.model import (
     Delete,
     Deleted,
     IdempotencyKey,
+    Remembered,
+    RememberedQuery,
     Replay,
     ReplayQuery,
     Retention,
@@ -51,8 +53,14 @@ _WRITES = {name: _statement(name) for name in ("upsert", "insert", "update", "de
 _LOAD, _TAG, _BURY = _statement("load"), _statement("tag"), _statement("bury")
 _RECORD_PRIOR, _RECORD, _PRUNE = _statement("record_prior"), _statement("record_version"), _statement("prune")
 _RECALL, _REMEMBER = _statement("recall"), _statement("remember")
-_VERSIONS = _statement("versions")
+_VERSIONS = (
+    _statement("versions")
+    .replace("{size}", sql.clear_size("chat_state"))
+    .replace("{recorded_size}", sql.clear_size("v.chat_state"))
+)
+_REMEMBERED = _statement("remembered")
 _SWEEP, _SWEEP_KEYS, _SWEEP_IDLE, _PAGE = map(_statement, ("sweep", "sweep_keys", "sweep_idle", "page"))
+_SWEEP_RECORDS, _SWEEP_VISITS = _statement("sweep_records"), _statement("sweep_visits")
 
 Parameters = dict[str, Any]
 
@@ -211,6 +219,11 @@ def replays(connection: apsw.Connection, query: ReplayQuery) -> list[Replay]:
     return [replay] if replay else []
 
 
+def remembered(connection: apsw.Connection, query: RememberedQuery) -> list[Remembered]:
+    given = {"user_session_id": query.user_session_id, "now": microseconds(query.now)}
+    return [Remembered(key, time_of(at), state) for key, at, state in connection.execute(_REMEMBERED, given)]
+
+
 def versions(connection: apsw.Connection, query: VersionQuery) -> list[Version]:
     parameters = {
         "user_session_id": query.user_session_id,
@@ -300,8 +313,11 @@ def _listing(query: SessionQuery, few: bool) -> tuple[str, Parameters]:
 def sweep(connection: apsw.Connection, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
     parameters = _moment(now, retention) | {"limit": limit, "after": after or ""}
     removed = len(connection.execute(_SWEEP, parameters).fetchall())
-    forgotten = len(connection.execute(_SWEEP_KEYS, parameters).fetchall())
-    more = limit in (removed, forgotten)
+    others = [len(connection.execute(statement, parameters).fetchall()) for statement in (_SWEEP_KEYS, _SWEEP_RECORDS)]
+    if kept_since := retention.visits_since(now):
+        outdated = connection.execute(_SWEEP_VISITS, {"kept_since": microseconds(kept_since), "limit": limit})
+        others.append(len(outdated.fetchall()))
+    more = limit in (removed, *others)
     if retention.idle is None:
         return Swept(removed, "" if more else None)
     last: Any

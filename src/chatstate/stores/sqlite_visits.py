@@ -11,17 +11,21 @@ import apsw
 from msgspec import UNSET
 from msgspec.structs import asdict
 
+from chatstate.model import Within
 from chatstate.stores import sql
 from chatstate.stores.sqlite_sessions import microseconds, time_of
 from chatstate.visit import (
     Changes,
     ChangeVisit,
     CreateVisit,
+    EraseVisits,
+    UserSessionQuery,
     Visit,
     VisitMissing,
     VisitOutcome,
     VisitQuery,
     VisitsChanged,
+    VisitsErased,
     VisitTaken,
     VisitWrite,
 )
@@ -30,11 +34,16 @@ _COLUMNS = Visit.__struct_fields__
 _TIMES = ("session_start_time", "session_end_time", "created_at")
 
 
+_WITHIN = "substr(user_session_id, 1, length(:prefix)) = :prefix AND coalesce(user_session_id = :only_session, 1)"
+"""Whether the visit is one of the user sessions that somebody may know of."""
+
+
 def _statement(name: str) -> str:
-    return sql.statement("sqlite", name).replace("{columns}", ", ".join(_COLUMNS))
+    return sql.statement("sqlite", name).replace("{columns}", ", ".join(_COLUMNS)).replace("{within}", _WITHIN)
 
 
 _INSERT, _CHANGE, _CHANGE_USER = map(_statement, ("visit_insert", "visit_change", "visit_change_user"))
+_ERASE, _USER_SESSIONS = map(_statement, ("erase_visits", "user_sessions"))
 _ONE, _PAGE, _PAGE_USER = map(_statement, ("visit_one", "visit_page", "visit_page_user"))
 
 _BEHIND_ALL = ((1 << 63) - 1, "")
@@ -46,10 +55,14 @@ def apply_visit(connection: apsw.Connection, write: VisitWrite) -> VisitOutcome:
     if isinstance(write, CreateVisit):
         created = connection.execute(_INSERT, {name: _kept(value) for name, value in asdict(write).items()}).fetchall()
         return _visit(created[0]) if created else VisitTaken()
+    if isinstance(write, EraseVisits):
+        given = {"user_session_id": write.user_session_id, "user_id": write.user_id}
+        return VisitsErased(len(connection.execute(_ERASE, given).fetchall()))
     assignments, values = _assignments(write.changes)
     if isinstance(write, ChangeVisit):
         statement = _CHANGE.replace("{assignments}", assignments)
-        changed = connection.execute(statement, {"session_id": write.session_id, **values}).fetchall()
+        values |= {"session_id": write.session_id, **_within(write.within)}
+        changed = connection.execute(statement, values).fetchall()
         return _visit(changed[0]) if changed else VisitMissing()
     statement = _CHANGE_USER.replace("{assignments}", assignments)
     connection.execute(statement, {"user_session_id": write.user_session_id, **values})
@@ -69,14 +82,26 @@ def _kept(value: object) -> object:
 def visits(connection: apsw.Connection, query: VisitQuery) -> list[Visit]:
     """The visits that the query asks for, in its order."""
     if query.session_id is not None:
-        return [_visit(row) for row in connection.execute(_ONE, {"session_id": query.session_id})]
+        given = {"session_id": query.session_id, **_within(query.within)}
+        return [_visit(row) for row in connection.execute(_ONE, given)]
     start, session_id = query.after or (None, "")
     position = (microseconds(start), session_id) if start else _BEHIND_ALL
-    parameters = {"start": position[0], "id": position[1], "limit": query.limit}
+    parameters = {"start": position[0], "id": position[1], "limit": query.limit, **_within(query.within)}
     if query.user_session_id is None:
         return [_visit(row) for row in connection.execute(_PAGE, parameters)]
     parameters["user_session_id"] = query.user_session_id
     return [_visit(row) for row in connection.execute(_PAGE_USER, parameters)]
+
+
+def user_sessions(connection: apsw.Connection, query: UserSessionQuery) -> list[str]:
+    """The ids that the query asks for, in its order."""
+    given = {"user_id": query.user_id, "after": query.after, "limit": query.limit, **_within(query.within)}
+    return [row[0] for row in connection.execute(_USER_SESSIONS, given)]
+
+
+def _within(within: Within) -> dict[str, Any]:
+    """What `{within}` asks for."""
+    return {"prefix": within.prefix, "only_session": within.only}
 
 
 def _visit(row: tuple[Any, ...]) -> Visit:

@@ -38,7 +38,7 @@ from chatstate.model import (
     none_of,
     one_of,
 )
-from chatstate.stores.base import Store
+from chatstate.stores.base import Store, all_readable
 
 START = datetime(2025, 10, 2, 10, 0, 0, 123456, UTC)
 LONG_AGO = datetime(1, 1, 2, tzinfo=UTC)
@@ -88,7 +88,7 @@ class TurnChecks:
         return (await self.other.commit([write], retention))[0]
 
     async def _load(self, name: object = "", at: datetime = START, retention: Retention = KEEP) -> Session | None:
-        return (await self.other.load([self.id(name)], at, retention)).get(self.id(name))
+        return all_readable(await self.other.load([self.id(name)], at, retention)).get(self.id(name))
 
     async def _versions(self, name: object = "", at: datetime = START, **given: Any) -> list[Version]:
         rows = await self.other.list(VersionQuery(user_session_id=self.id(name), now=at, **given))
@@ -338,7 +338,7 @@ class TurnChecks:
         ]
         outcomes = await self.other.commit(writes)
         assert [type(outcome) for outcome in outcomes] == [Session, Session, Replay, Conflict]
-        sessions = await self.one.load([self.id(name) for name in names], START)
+        sessions = all_readable(await self.one.load([self.id(name) for name in names], START))
         states = {name: session.chat_state for name, session in sessions.items()}
         assert states == {self.id("plain"): "plain", self.id("keyed"): "keyed", self.id("replayed"): "before"}
 

@@ -1,6 +1,6 @@
 """The part of the contract suite that is about visits. `chatstate.stores.contract` runs it with the rest.
 
-No write removes a visit, so those that the suite makes stay, under random ids.
+Those that the suite makes stay, under random ids.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, cast
 from msgspec.structs import asdict, replace
 
 from chatstate.errors import StoreError, StoreUnavailable, WriteRefused
-from chatstate.model import Delete, Deleted, Save, Session
+from chatstate.model import Delete, Deleted, Retention, Save, Session, Within
 from chatstate.stores.base import AnyWrite, Store
 from chatstate.visit import (
     MAX_COUNT,
@@ -25,11 +25,14 @@ from chatstate.visit import (
     ChangeVisit,
     ChangeVisits,
     CreateVisit,
+    EraseVisits,
+    UserSessionQuery,
     Visit,
     VisitMissing,
     VisitPosition,
     VisitQuery,
     VisitsChanged,
+    VisitsErased,
     VisitTaken,
     duration_minutes,
 )
@@ -318,6 +321,67 @@ class VisitChecks:
             assert await self._visit(kept.session_id) == kept
         else:
             raise AssertionError(f"the store took {batch[1]}")
+
+    async def a_visit_of_somebody_else_is_as_absent_as_one_that_does_not_exist(self) -> None:
+        write = creating(self.id("mine"))
+        visit = await self.commit(write)
+        for within, is_seen in (
+            (Within(self.id("")), True),
+            (Within(only=self.id("mine")), True),
+            (Within(self.id("minetoo")), False),
+            (Within(self.id("%")), False),
+            (Within(only=self.id("min")), False),
+        ):
+            change = ChangeVisit(session_id=write.session_id, changes=Changes(), within=within)
+            seen, absent = ([visit], visit) if is_seen else ([], VisitMissing())
+            assert await self._visits(VisitQuery(session_id=write.session_id, within=within)) == seen
+            assert await self._visits(VisitQuery(user_session_id=self.id("mine"), within=within)) == seen
+            assert await self.commit(change) == absent
+            found = await self._visits(
+                VisitQuery(within=within, after=VisitPosition(LATEST, visit.session_id), limit=5)
+            )
+            assert (visit in found) == is_seen
+
+    async def the_visits_of_a_user_session_are_erased(self) -> None:
+        mine, also_mine, named, other = [
+            creating(self.id(name), user_id=person)
+            for name, person in (("a", None), ("a", "me"), ("a", "you"), ("b", "me"))
+        ]
+        for write in (mine, also_mine, named, other):
+            await self.commit(write)
+        assert await self.commit(EraseVisits(user_session_id=self.id("a"), user_id="me")) == VisitsErased(2)
+        (left,) = await self._visits(VisitQuery(user_session_id=self.id("a")))
+        assert left.session_id == named.session_id
+        assert await self.commit(EraseVisits(user_session_id=self.id("a"))) == VisitsErased(1)
+        assert await self.commit(EraseVisits(user_session_id=self.id("a"))) == VisitsErased(0)
+        assert await self._visit(other.session_id) is not None
+
+    async def the_user_sessions_of_a_person_are_found(self) -> None:
+        person = self.id("person")
+        ids = [self.id(name) for name in ("A", "B", "a", "b", "é")]
+        for user_session_id in [*reversed(ids), ids[0]]:
+            await self.commit(creating(user_session_id, user_id=person))
+        await self.commit(creating(self.id("other"), user_id=f"{person} too"))
+        found: list[str] = []
+        while page := await self._people(person, after=found[-1] if found else "", limit=2):
+            found += page
+        assert found == ids
+        assert await self._people(person, within=Within(self.id("a"))) == [self.id("a")]
+        assert await self._people(person, within=Within(only=self.id("b"))) == [self.id("b")]
+        assert await self._people("nobody") == []
+
+    async def _people(self, person: str, **given: Any) -> list[str]:
+        return cast(list[str], list(await self.other.list(UserSessionQuery(user_id=person, **given))))
+
+    async def visits_that_have_been_kept_for_long_enough_are_swept(self) -> None:
+        long_ago = datetime(1001, 1, 1, tzinfo=UTC)  # no other visit is as old
+        times = [long_ago + timedelta(days=day) for day in range(4)]
+        visits = [await self.commit(creating(self.id(), created_at=time)) for time in times]
+        retention = Retention(visits=timedelta(days=1))
+        while (await self.one.sweep(times[3], retention, None, 2)).next is not None:
+            pass
+        found = [await self._visit(visit.session_id) for visit in visits]
+        assert found == [None, None, None, visits[3]]
 
     async def a_closed_store_has_no_visits_to_show(self) -> None:
         """After it is closed, every method fails, and none gives an empty answer."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import NamedTuple
 
+from chatstate.encryption import HEAD_LENGTH, OVERHEAD, PLAIN, SEALED
+
 
 class Migration(NamedTuple):
     """One step of the schema: its number (1, 2, 3 …), its name, and its SQL."""
@@ -17,6 +19,15 @@ class Migration(NamedTuple):
 def statement(store: str, name: str) -> str:
     """The text of `<store>/<name>.sql`."""
     return files(__name__).joinpath(store, f"{name}.sql").read_text()
+
+
+def clear_size(column: str) -> str:
+    """The size of the text in this column when it is not sealed (`chatstate.encryption`), in bytes; for any store."""
+    size = f"octet_length({column})"
+    return (
+        f"CASE WHEN substr({column}, 1, {len(SEALED)}) = '{SEALED}' THEN ({size} - {HEAD_LENGTH}) * 3 / 4 - {OVERHEAD} "
+        f"WHEN substr({column}, 1, {len(PLAIN)}) = '{PLAIN}' THEN {size} - {len(PLAIN)} ELSE {size} END"
+    )
 
 
 def migrations(store: str) -> list[Migration]:

@@ -3,7 +3,7 @@ SELECT {version_columns_read}
 FROM {table} AS s
 WHERE s.user_session_id = $3 AND NOT {gone} AND s.version < $4 AND ($5::bigint IS NULL OR s.version = $5)
 UNION ALL
-SELECT v.session_id, v.version, v.last_activity, v.saved_at, octet_length(v.chat_state),
+SELECT v.session_id, v.version, v.last_activity, v.saved_at, {recorded_size},
     CASE WHEN $6::boolean THEN v.chat_state END
 FROM {table} AS s
 JOIN chatstate.versions AS v

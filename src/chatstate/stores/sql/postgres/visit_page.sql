@@ -2,5 +2,6 @@
 SELECT {columns}
 FROM chatstate.visits AS v
 WHERE v.table_schema = {name} AND (v.session_start_time, v.session_id) < ($1::text::timestamptz, $2::uuid)
+    AND starts_with(v.user_session_id, $4::text) AND coalesce(v.user_session_id = $5::text, true)
 ORDER BY v.session_start_time DESC, v.session_id DESC
 LIMIT $3
