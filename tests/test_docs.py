@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 import chatstate
 from chatstate import errors
 from chatstate.cli import main
-from chatstate.config import SETTINGS
+from chatstate.cli.keys import keys, tokens
+from chatstate.config import SETTINGS, Setting
 from chatstate.http.problems import STATUS
 from chatstate.http.routes import ENDPOINTS
 
@@ -24,10 +26,10 @@ def page(name: str) -> str:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_every_setting_is_documented(setting: object) -> None:
+def test_every_setting_is_documented(setting: Setting) -> None:
     text = page("reference/settings.md")
-    assert f"`{setting.flag}" in text  # type: ignore[attr-defined]
-    assert all(f"`{variable}`" in text for variable in setting.variables)  # type: ignore[attr-defined]
+    assert (f"`{setting.flag}" in text) != setting.secret
+    assert all(f"`{variable}`" in text for variable in setting.variables)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.method} {endpoint.path}")
@@ -38,6 +40,15 @@ def test_every_route_is_documented(endpoint: object) -> None:
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_is_documented(command: str) -> None:
     assert f"`chatstate {command}" in page("reference/settings.md")
+
+
+@pytest.mark.parametrize("group", [keys, tokens], ids=lambda group: str(group.name))
+def test_every_command_of_a_group_is_documented_with_its_options(group: click.Group) -> None:
+    text = page("reference/settings.md")
+    for command in group.commands.values():
+        assert f"`chatstate {group.name} {command.name}" in text
+        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        assert all(f"`{option}" in text for option in options - {"--yes"})
 
 
 @pytest.mark.parametrize(("code", "status"), STATUS.items())

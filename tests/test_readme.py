@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.servers.postgres import poll_until
 from tests.servers.process import ServerProcess
 
 ROOT = Path(__file__).parent.parent
@@ -41,10 +44,13 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-def paste(lines: str, server: ServerProcess) -> list[dict[str, object]]:
+def paste(lines: str, server: ServerProcess, **variables: str) -> list[dict[str, object]]:
     """What the lines print: a JSON object for each call."""
     script = lines.replace(ADDRESS, server.base_url)
-    printed = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True, timeout=30).stdout
+    environment = os.environ | variables
+    printed = subprocess.run(
+        ["bash", "-ec", script], env=environment, capture_output=True, text=True, check=True, timeout=30
+    ).stdout
     return [json.loads(text) for text in printed.replace("}{", "}\n{").splitlines()]
 
 
@@ -63,12 +69,27 @@ def test_the_seeds_lines_work(server: ServerProcess) -> None:
 
 @needs_curl
 def test_the_curl_lines_of_the_readme_work(server: ServerProcess) -> None:
-    answers = [answer for block in blocks("README.md", "bash") if "curl" in block for answer in paste(block, server)]
+    lines = [block for block in blocks("README.md", "bash") if "curl" in block and "CHATSTATE_KEY" not in block]
+    answers = [answer for block in lines for answer in paste(block, server)]
     saved, loaded, updated, deleted, created, appended = answers
     assert (saved["version"], updated["version"]) == (1, 2)
     assert (created["version"], appended["version"]) == (1, 2)
     assert loaded["chat_state"] == saved["chat_state"] != updated["chat_state"]
     assert list(deleted) == ["message"]
+
+
+@needs_curl
+def test_the_key_of_the_readme_closes_the_server_and_mints_tokens(server: ServerProcess, tmp_path: Path) -> None:
+    create, mint = [block for block in blocks("README.md", "bash") if "CHATSTATE_KEY" in block]
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    program = tmp_path / ".venv" / "bin" / "chatstate"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m chatstate "$@"\n')
+    program.chmod(0o755)
+    (minted,) = paste(f"cd {tmp_path}\n{create}\n{mint}", server, CHATSTATE_STORE=f"sqlite:///{tmp_path}/chatstate.db")
+    assert minted["user_session_id"] == "session_12345"
+    url = f"{server.base_url}/chat-state-sessions/session_12345"
+    assert poll_until(lambda: httpx.get(url).status_code == 401, 5)
+    assert httpx.get(url, headers={"Authorization": f"Bearer {minted['token']}"}).status_code == 404
 
 
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node.js")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from chatstate.stores import create_store
 
 __all__ = ["__version__", "create_app", "create_store"]
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 
 def __getattr__(name: str) -> Any:

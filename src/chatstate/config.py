@@ -1,38 +1,49 @@
 """The settings: one table that feeds the command line, the environment, the `.env` file, and the docs.
 
 A flag wins over the environment, the environment over the `.env` file in the current folder, and that over the default.
+In the place of a variable there may be one of the same name with `_FILE` behind it, which says in which file the value
+stands, as containers are given secrets. What is secret as a whole has no flag: other users can read command lines.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from dotenv import dotenv_values
 from msgspec import Struct
 
+from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
-from chatstate.model import MAX_EXPIRES_IN, Retention
+from chatstate.model import MAX_EXPIRES_IN, Retention, retention_of
 
 LOOPBACK = {"localhost": ("127.0.0.1", "::1"), "127.0.0.1": ("127.0.0.1",), "::1": ("::1",)}
 """What `--host` may be, and the addresses that each binds."""
 
+
+DEFAULT_STORE = "sqlite:///chatstate.db"
+
+MAX_CONNECTIONS = 4096
 
 MOST_VERSIONS = 10_000
 """The longest history of a session."""
 
 
 class Setting(Struct, frozen=True):
-    """One setting. `variables` are the names in the environment, the first one ours; the first that is set counts."""
+    """One setting. `variables` are the names in the environment, the first one ours; the first that is set counts. A
+    secret one has no flag, and is never shown."""
 
     name: str
     variables: tuple[str, ...]
     default: Any
     parse: Callable[[str], Any]
     help: str
+    secret: bool = False
 
     @property
     def flag(self) -> str:
@@ -40,12 +51,12 @@ class Setting(Struct, frozen=True):
 
 
 def _host(text: str) -> str:
-    if text not in LOOPBACK:
-        raise ValueError(
-            "must be localhost, 127.0.0.1 or ::1: whoever reaches this server can read every session, so it "
-            "listens on this machine only"
-        )
-    return text
+    if text in LOOPBACK:
+        return text
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise ValueError("must be localhost, or an address of this machine, such as 0.0.0.0 for all of them") from None
 
 
 def _port(text: str) -> int:
@@ -74,6 +85,61 @@ def _seconds(text: str) -> int:
     return seconds
 
 
+def _days(text: str) -> int:
+    days = _number(text)
+    if days > MAX_EXPIRES_IN // 86400:
+        raise ValueError(f"must be at most {MAX_EXPIRES_IN // 86400} (a hundred years)")
+    return days
+
+
+def _token_seconds(text: str) -> int:
+    seconds = _number(text)
+    if seconds > 86400:
+        raise ValueError("must be at most 86400 (a day)")
+    return seconds
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 1e6:
+        raise ValueError("must be a number of requests from 0 (no limit) to 1000000")
+    return rate
+
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?")
+_NAME = re.compile(r"[a-z0-9.-]+|\[[0-9a-f:]+\]")
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = [origin.lower().removesuffix("/") for origin in _items(text)]
+    if bad := [origin for origin in origins if not _ORIGIN.fullmatch(origin)]:
+        raise ValueError(
+            f"must be a list of origins such as https://chat.example.org, separated by commas; {bad[0]!r} is none"
+        )
+    return tuple(origins)
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = [host.lower() for host in _items(text)]
+    if bad := [host for host in hosts if not _NAME.fullmatch(host)]:
+        raise ValueError(f"must be a list of host names without ports, separated by commas; {bad[0]!r} is none")
+    return tuple(hosts)
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_network(network)) for network in _items(text))
+    except ValueError as error:
+        raise ValueError(f"must be a list of networks such as 10.0.0.0/8, separated by commas: {error}") from None
+
+
 def _switch(text: str) -> bool:
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if text.lower() not in known:
@@ -85,11 +151,17 @@ SETTINGS = (
     Setting(
         "store",
         ("CHATSTATE_STORE", "DATABASE_URL"),
-        "sqlite:///chatstate.db",
+        DEFAULT_STORE,
         str,
         "Where sessions are kept: sqlite:///file.db or postgresql://user:password@host/database.",
     ),
-    Setting("host", ("CHATSTATE_HOST",), "localhost", _host, "The address to listen on: localhost, 127.0.0.1 or ::1."),
+    Setting(
+        "host",
+        ("CHATSTATE_HOST",),
+        "localhost",
+        _host,
+        "The address to listen on. Any but those of this machine alone (localhost, 127.0.0.1, ::1) wants an API key.",
+    ),
     Setting("port", ("CHATSTATE_PORT", "PORT"), 3000, _port, "The port to listen on."),
     Setting(
         "max_state_bytes",
@@ -127,6 +199,125 @@ SETTINGS = (
         "How long after its last write a session expires that has no expiry of its own. By default it never does.",
     ),
     Setting(
+        "retention_days",
+        ("CHATSTATE_RETENTION_DAYS",),
+        None,
+        _days,
+        "For how many days anything is kept: sessions after their last write, visits after their creation. By default "
+        "for ever.",
+    ),
+    Setting(
+        "keep_visits",
+        ("CHATSTATE_KEEP_VISITS",),
+        False,
+        _switch,
+        "Deleting a session leaves its visits. By default it erases all that is kept about the session.",
+    ),
+    Setting(
+        "first_key",
+        ("CHATSTATE_FIRST_KEY",),
+        False,
+        _switch,
+        "If there is no API key yet, create one with all scopes at the start, and print it once. For containers.",
+    ),
+    Setting(
+        "allow_anonymous",
+        ("CHATSTATE_ALLOW_ANONYMOUS",),
+        False,
+        _switch,
+        "Let callers without a credential load, save and delete sessions, as the replaced service did.",
+    ),
+    Setting(
+        "allowed_origins",
+        ("CHATSTATE_ALLOWED_ORIGINS",),
+        (),
+        _origins,
+        "Pages of these origins may call, such as https://chat.example.org, separated by commas. "
+        "By default those of this machine.",
+    ),
+    Setting(
+        "allowed_hosts",
+        ("CHATSTATE_ALLOWED_HOSTS",),
+        (),
+        _hosts,
+        "Names of this server that callers without a credential may use, separated by commas. By default any.",
+    ),
+    Setting(
+        "trusted_proxies",
+        ("CHATSTATE_TRUSTED_PROXIES",),
+        (),
+        _networks,
+        "Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas. "
+        "By default none.",
+    ),
+    Setting(
+        "rate_per_key",
+        ("CHATSTATE_RATE_PER_KEY",),
+        500.0,
+        _rate,
+        "How many requests per second are answered with one API key, in bursts of twice as many. 0: all.",
+    ),
+    Setting(
+        "rate_per_session",
+        ("CHATSTATE_RATE_PER_SESSION",),
+        20.0,
+        _rate,
+        "How many requests per second to one session are answered with one credential, in bursts of twice as many. "
+        "0: all.",
+    ),
+    Setting(
+        "rate_per_address",
+        ("CHATSTATE_RATE_PER_ADDRESS",),
+        20.0,
+        _rate,
+        "How many requests per second are answered without a credential, from one address, in bursts of twice as many. "
+        "0: all.",
+    ),
+    Setting(
+        "failures_per_minute",
+        ("CHATSTATE_FAILURES_PER_MINUTE",),
+        10.0,
+        _rate,
+        "How many wrong credentials per minute from one address are told that they are wrong; further ones get 429 "
+        "alone. 0: all.",
+    ),
+    Setting(
+        "max_connections",
+        ("CHATSTATE_MAX_CONNECTIONS",),
+        MAX_CONNECTIONS,
+        _number,
+        "How many connections are open at once at most. Further ones are told to try again later.",
+    ),
+    Setting(
+        "token_ttl_seconds",
+        ("CHATSTATE_TOKEN_TTL_SECONDS",),
+        3600,
+        _token_seconds,
+        "For how many seconds a session token is valid at most, and where nothing else is asked for.",
+    ),
+    Setting(
+        "token_renewable_days",
+        ("CHATSTATE_TOKEN_RENEWABLE_DAYS",),
+        30,
+        _days,
+        "For how many days after it was first minted a session token can be renewed.",
+    ),
+    Setting(
+        "encryption_keys",
+        ("CHATSTATE_ENCRYPTION_KEYS",),
+        None,
+        KeyRing.parse,
+        "Keys that states lie encrypted with in the database, the newest first, separated by commas. By default none.",
+        secret=True,
+    ),
+    Setting(
+        "audit_log",
+        ("CHATSTATE_AUDIT_LOG",),
+        None,
+        str,
+        "A file that gets a line of JSON for each request: who did what, when, to which session. By default none.",
+    ),
+    Setting(
         "pool_size",
         ("CHATSTATE_POOL_SIZE",),
         None,
@@ -154,13 +345,33 @@ class Settings(Struct, frozen=True):
     require_preconditions: bool
     history: int
     idle_expiry_seconds: int | None
+    retention_days: int | None
+    keep_visits: bool
+    first_key: bool
+    allow_anonymous: bool
+    allowed_origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+    trusted_proxies: tuple[str, ...]
+    rate_per_key: float
+    rate_per_session: float
+    rate_per_address: float
+    failures_per_minute: float
+    max_connections: int
+    token_ttl_seconds: int
+    token_renewable_days: int
+    encryption_keys: KeyRing | None
+    audit_log: str | None
     pool_size: int | None
     allow_unsafe_durability: bool
 
     @property
     def retention(self) -> Retention:
-        idle = self.idle_expiry_seconds
-        return Retention(None if idle is None else timedelta(seconds=idle), self.history)
+        return retention_of(self.history, self.idle_expiry_seconds, self.retention_days)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in LOOPBACK
 
 
 def load_settings(flags: Mapping[str, Any], folder: Path, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -170,6 +381,25 @@ def load_settings(flags: Mapping[str, Any], folder: Path, environment: Mapping[s
     """
     file = _dotenv(folder / ".env")
     return Settings(**{setting.name: _value(setting, flags, environment, file) for setting in SETTINGS})
+
+
+def unknown_variables(folder: Path, environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
+    """The variables, in the environment or in the `.env` file, that look like settings and are none; each with the one
+    that was perhaps meant. Raises `InvalidSetting`."""
+    names = [variable for setting in SETTINGS for variable in setting.variables]
+    known = {*names, *(f"{name}_FILE" for name in names), *_OF_OTHERS}
+    given = {name for name in (*environment, *_dotenv(folder / ".env")) if name.startswith("CHATSTATE_")}
+    strange = sorted(name for name in given - known if not name.startswith("CHATSTATE_TEST_"))
+    return {name: _closest(name, known - set(_OF_OTHERS)) for name in strange}
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    ours = {variable.removeprefix("CHATSTATE_"): variable for variable in known}
+    return next((ours[found] for found in get_close_matches(name.removeprefix("CHATSTATE_"), ours, 1, 0.8)), None)
+
+
+_OF_OTHERS = ("CHATSTATE_KEY",)
+"""Variables of clients: the API key that they show, as the docs call it."""
 
 
 def _dotenv(path: Path) -> dict[str, str]:
@@ -182,13 +412,38 @@ def _dotenv(path: Path) -> dict[str, str]:
 
 
 def _value(setting: Setting, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]) -> Any:
-    sources = [(setting.flag, flags.get(setting.name))]
-    sources += [(variable, environment.get(variable)) for variable in setting.variables]
-    sources += [(f"{variable} in .env", file.get(variable)) for variable in setting.variables]
-    for source, text in sources:
+    for source, text in _sources(setting, flags, environment, file):
         if text:
             return _parsed(setting, source, text)
     return setting.default
+
+
+def _sources(
+    setting: Setting, flags: Mapping[str, Any], environment: Mapping[str, str], file: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """Where a value may come from, and what stands there. What is overruled is not even read."""
+    yield setting.flag, flags.get(setting.name)
+    for variable in setting.variables:
+        yield _variable(variable, environment, "")
+    for variable in setting.variables:
+        yield _variable(variable, file, " in .env")
+
+
+def _variable(name: str, values: Mapping[str, str], where: str) -> tuple[str, str | None]:
+    """Where the variable's value comes from, and that value, which may stand in the file that another one names."""
+    text, path = values.get(name), values.get(f"{name}_FILE")
+    if not path:
+        return f"{name}{where}", text
+    if text:
+        raise InvalidSetting(f"Set either {name} or {name}_FILE{where}, not both.")
+    try:
+        content = Path(path).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidSetting(f"{name}_FILE={path!r}{where} cannot be read: {reason}.") from None
+    if not content:  # what is not there must not be taken for what was never wanted, such as encryption
+        raise InvalidSetting(f"{name}_FILE={path!r}{where} is empty.")
+    return f"{name}_FILE{where}", content
 
 
 def _parsed(setting: Setting, source: str, text: Any) -> Any:
@@ -197,4 +452,5 @@ def _parsed(setting: Setting, source: str, text: Any) -> Any:
     try:
         return setting.parse(text)
     except ValueError as error:
-        raise InvalidSetting(f"{source}={text!r} {error}.") from None
+        shown = "" if setting.secret else f"={text!r}"
+        raise InvalidSetting(f"{source}{shown} {error}.") from None

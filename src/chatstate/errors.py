@@ -8,11 +8,18 @@
     ├── BodyTooLarge               the body, or the state in it, is over the limit
     ├── UnsupportedMediaType       the body is not application/json in UTF-8
     ├── ForbiddenHost              the Host header does not name this machine
+    ├── ForbiddenAddress           the caller is on another machine, and the server has no keys
     ├── ForbiddenOrigin            a page of another site sent the request
+    ├── ForbiddenProxy             a proxy has forwarded the request, to a server without keys
+    ├── Unauthorized               no credential, or one that is not valid
+    │   └── TokenExpired           a session token whose time is over
+    ├── Forbidden                  a valid credential that does not cover this
+    ├── TooManyRequests            more requests than the limits allow; `retry_after` says when to try again
     ├── NotFound
     │   ├── SessionNotFound        no session has this id
     │   ├── VersionNotFound        this version of the session is not kept
-    │   └── VisitNotFound          no visit has this id, or this user has none
+    │   ├── VisitNotFound          no visit has this id, or this user has none
+    │   └── UserNotFound           nothing is kept about this person
     ├── PreconditionFailed         the session is not in the state that the client expects; `current` says which, and
     │                              `session`, if the client wants to see it, shows it
     ├── PreconditionRequired       this server takes no write without a precondition
@@ -31,6 +38,8 @@
     └── StartError                 the server cannot start; the message says what mends it
         ├── InvalidSetting         a setting has a value that cannot be used
         ├── StoreUnreachable       the database cannot be opened with what the store URL says
+        ├── KeyNotFound            no API key has this id
+        ├── KeysRequired           other machines can reach the server, and it has no API key
         └── SchemaMismatch         the database holds tables that this version cannot work with
 
 Each class has a stable `code` that clients may rely on; its docstring's first line is the default message. Which HTTP
@@ -107,12 +116,45 @@ class ForbiddenOrigin(ChatStateError, code="forbidden_origin"):
     """This server answers only pages that are served from this machine (localhost, 127.0.0.1 or [::1])."""
 
 
+class ForbiddenAddress(ChatStateError, code="forbidden_address"):
+    """This server has no API key yet, so it answers this machine alone: chatstate keys create --name web"""
+
+
+class ForbiddenProxy(ChatStateError, code="forbidden_proxy"):
+    """A proxy has forwarded this request, or it is HTTP/1.0, as proxies speak it; and this server has no API key yet:
+    chatstate keys create --name web"""
+
+
+class Unauthorized(ChatStateError, code="unauthorized"):
+    """This server wants a credential: `Authorization: Bearer …` with an API key or a session token."""
+
+
+class TokenExpired(Unauthorized, code="token_expired"):
+    """The session token has expired. Get a new one from whoever gave you this one (POST /tokens)."""
+
+
+class Forbidden(ChatStateError, code="forbidden"):
+    """The credential does not cover this."""
+
+    def __init__(self, message: str | None = None, scope: str = "") -> None:
+        super().__init__(message)
+        self.scope = scope
+
+
+class TooManyRequests(ChatStateError, code="too_many_requests"):
+    """Too many requests. Wait for as many seconds as Retry-After says, then try again."""
+
+    def __init__(self, message: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class NotFound(ChatStateError, code="not_found"):
     """There is nothing here."""
 
 
 class SessionNotFound(NotFound, code="session_not_found"):
-    """No session has this id."""
+    """No session that you may see has this id."""
 
 
 class VersionNotFound(NotFound, code="version_not_found"):
@@ -121,6 +163,10 @@ class VersionNotFound(NotFound, code="version_not_found"):
 
 class VisitNotFound(NotFound, code="visit_not_found"):
     """There is no such visit."""
+
+
+class UserNotFound(NotFound, code="user_not_found"):
+    """Nothing is kept about a person with this id: no visit names it."""
 
 
 class PreconditionFailed(ChatStateError, code="precondition_failed"):
@@ -204,6 +250,14 @@ class InvalidSetting(StartError, code="invalid_setting"):
 
 class StoreUnreachable(StartError, code="store_unreachable"):
     """The database cannot be opened."""
+
+
+class KeyNotFound(StartError, code="key_not_found"):
+    """There is no API key with this id."""
+
+
+class KeysRequired(StartError, code="keys_required"):
+    """Other machines could reach this server, and without an API key everybody may read and change every session."""
 
 
 class SchemaMismatch(StartError, code="schema_mismatch"):

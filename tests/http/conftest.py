@@ -22,6 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chatstate import create_app, create_store
+from chatstate.encryption import KeyRing, new_key
 from chatstate.http.app import ChatState
 from chatstate.http.protocol import HttpProtocol
 from tests.conftest import STORE_NAMES, database
@@ -29,6 +30,8 @@ from tests.servers.postgres import RunningServers
 
 _SECONDS_TO_ANSWER = 20.0
 _OVER_ASGI = " over ASGI"
+_RING = KeyRing.parse(new_key())
+"""Of the deployment over ASGI, which is encrypted, too: what is asked there is the same."""
 
 
 class SettableClock:
@@ -188,7 +191,7 @@ def serve() -> Serve:
 
 @pytest.fixture(scope="module", params=[*STORE_NAMES, f"sqlite{_OVER_ASGI}"])
 def deployment(request: pytest.FixtureRequest) -> str:
-    """Which store, and whether any ASGI server could be in the place of our own."""
+    """Which store, and whether any ASGI server could be in the place of our own; that one lies encrypted."""
     name: str = request.param
     return name
 
@@ -220,8 +223,9 @@ def start(deployment: str, serve: Serve) -> Start:
 
     def start(url: str, *, clock: SettableClock | None = None, **settings: Any) -> AbstractContextManager[Server]:
         clock = clock or SettableClock()
-        app = create_app(create_store(url), clock=clock, **settings)
-        return serve(app, clock=clock, asgi=deployment.endswith(_OVER_ASGI))
+        asgi = deployment.endswith(_OVER_ASGI)
+        app = create_app(create_store(url, key_ring=_RING if asgi else None), clock=clock, **settings)
+        return serve(app, clock=clock, asgi=asgi)
 
     return start
 

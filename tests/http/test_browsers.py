@@ -325,8 +325,9 @@ def test_there_has_to_be_exactly_one_host(server: Server, request_head: bytes) -
     assert_forbidden(server.raw(request_head), "forbidden_host")
 
 
-def test_http_1_0_with_a_host_is_served(server: Server) -> None:
-    assert server.raw(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n").status == 200
+def test_http_1_0_is_what_proxies_speak_so_a_server_without_keys_refuses_it(server: Server) -> None:
+    """A plain `proxy_pass` of nginx sends nothing else that would give it away."""
+    assert_forbidden(server.raw(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n"), "forbidden_proxy")
 
 
 def test_programs_need_no_headers_of_browsers(server: Server, new_id: str) -> None:

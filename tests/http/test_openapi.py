@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +20,14 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from chatstate import create_app, create_store
-from chatstate.http.api import PROBLEMS_EVERYWHERE
+from chatstate.http.api import CREDENTIAL_PROBLEMS, PROBLEMS_EVERYWHERE, Endpoint
+from chatstate.http.gate import Rates
 from chatstate.http.problems import STATUS
 from chatstate.http.routes import ENDPOINTS
 from chatstate.http.states import SESSION, SESSIONS
 from chatstate.http.visits import VISITS
+from chatstate.keys import Keys
+from chatstate.model import SCOPES, VERBS, Scope, utc_now
 from chatstate.patches import MEDIA_TYPES
 from tests.http.conftest import Serve
 from tools.reference.__main__ import contents
@@ -94,9 +99,36 @@ def test_the_files_of_the_reference_are_up_to_date() -> None:
 def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     spec = document(ENDPOINTS)
     references = set(re.findall(r'"#/components/(\w+)/([^"]+)"', json.dumps(spec)))
+    references |= {("securitySchemes", scheme) for security in _securities(spec) for scheme in security}
     components = {(kind, name) for kind, found in spec["components"].items() for name in found}
     described = {("examples", code) for code in re.findall(r"\d{3} `(\w+)`", spec["info"]["description"])}
     assert references <= components <= references | described
+
+
+def _securities(spec: dict[str, Any]) -> list[dict[str, list[str]]]:
+    """What every operation says of credentials, in one list."""
+    return [found for item in spec["paths"].values() for operation in item.values() for found in operation["security"]]
+
+
+def test_every_link_leads_to_an_operation_that_has_its_parameters() -> None:
+    spec = document(ENDPOINTS)
+    operations = {
+        operation["operationId"]: [
+            spec["components"]["parameters"][reference["$ref"].rpartition("/")[2]]
+            for reference in operation["parameters"]
+        ]
+        for item in spec["paths"].values()
+        for operation in item.values()
+    }
+    answers = [
+        answer for item in spec["paths"].values() for found in item.values() for answer in found["responses"].values()
+    ]
+    links = [link for answer in answers for link in answer.get("links", {}).values()]
+    assert len(links) > 40
+    for link in links:
+        has = {f"{parameter['in']}.{parameter['name']}" for parameter in operations[link["operationId"]]}
+        wanted = {name for name in has if name.startswith("path.")}
+        assert wanted <= link["parameters"].keys() <= has
 
 
 def test_the_document_has_every_route_and_nothing_else() -> None:
@@ -108,7 +140,8 @@ def test_every_operation_has_every_answer_of_its_route() -> None:
     spec = document(ENDPOINTS)
     for endpoint in ENDPOINTS:
         answers = spec["paths"][endpoint.path][endpoint.method.lower()]["responses"]
-        codes = {*endpoint.problems, *PROBLEMS_EVERYWHERE}
+        wanted = () if endpoint.credential.kind == "none" else CREDENTIAL_PROBLEMS
+        codes = {*endpoint.problems, *PROBLEMS_EVERYWHERE, *wanted}
         assert answers.keys() == {str(status) for status in (*endpoint.answers, *(STATUS[code] for code in codes))}
         problems = [answer["content"].get("application/problem+json") for answer in _with_content(answers)]
         assert {code for problem in problems if problem for code in problem["examples"]} == codes
@@ -145,6 +178,9 @@ def test_a_patch_has_a_schema_for_each_media_type_that_the_server_takes() -> Non
             {"200": "ETag Idempotency-Replayed", "201": "ETag Location Idempotency-Replayed"}
             | {"412": "ETag Preference-Applied"},
         ),
+        ("POST", "/tokens", {}),
+        ("GET", f"{SESSION}/export", {"200": "Content-Disposition"}),
+        ("GET", "/users/{userId}/export", {"200": "Content-Disposition"}),
         ("GET", SESSIONS, {"200": "Link"}),
         ("GET", SESSION, {"200": "ETag", "304": "ETag", "412": "ETag"}),
         (
@@ -164,7 +200,14 @@ def test_a_patch_has_a_schema_for_each_media_type_that_the_server_takes() -> Non
 def test_an_answer_has_the_headers_that_the_server_sends(method: str, path: str, headers: dict[str, str]) -> None:
     answers = _operation(method, path)["responses"]
     found = {status: " ".join(answer["headers"]) for status, answer in answers.items() if answer["headers"]}
-    assert found == {**headers, "503": "Retry-After"}
+    credentials = {"401": "WWW-Authenticate", "403": "WWW-Authenticate", "429": "Retry-After"}
+    assert found == {**headers, **credentials, "503": "Retry-After"}
+
+
+def test_an_operation_without_a_credential_has_no_problems_of_credentials() -> None:
+    answers = _operation("GET", "/readyz")["responses"]
+    assert answers.keys() == {"200", "403", "503"}
+    assert answers["403"]["headers"] == {}
 
 
 def test_every_error_code_is_in_the_answers_with_its_status_or_in_the_description() -> None:
@@ -179,7 +222,7 @@ def test_every_error_code_is_in_the_answers_with_its_status_or_in_the_descriptio
     assert found == {(str(status), code) for code, status in STATUS.items()}
     assert [messages()[code] for code in ("store_busy", "session_not_found")] == [
         "Too much work is waiting for the store. Nothing was written; try again.",
-        "No session has this id.",
+        "No session that you may see has this id.",
     ]
 
 
@@ -236,12 +279,14 @@ def test_the_curl_lines_of_the_page_work(serve: Serve, tmp_path: Path) -> None:
     app = create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"))
     with serve(app) as server, httpx.Client(base_url=server.base_url) as client:
         calls = _calls(client.get("/docs").text)
+        before = ("save", "create_visit")
         assert {operation: len(lines) for operation, lines in calls.items() if len(lines) != 1} == {"patch": 2}
         for endpoint in ENDPOINTS:
             for call in calls[endpoint.handler.__name__]:
                 _send(client, calls["delete"][0])
-                if endpoint.handler.__name__ != "save":
-                    _send(client, calls["save"][0])
+                for operation in before:
+                    if endpoint.handler.__name__ != operation:
+                        _send(client, calls[operation][0])
                 answer = _send(client, call)
                 assert (call[0], answer.status_code) in {(endpoint.method, status) for status in endpoint.answers}, call
 
@@ -265,6 +310,117 @@ def test_a_server_that_requires_preconditions_says_so_where_the_document_does(
             url = f"{server.base_url}{httpx.URL(url).raw_path.decode()}"
             answer = client.request(method, url, headers=headers, content=body)
             assert (answer.status_code == 428) == ("precondition_required" in endpoint.problems)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.handler.__name__)
+def test_the_page_and_the_document_show_the_credential_of_a_route(endpoint: Endpoint, html: str) -> None:
+    operation = _operation(endpoint.method, endpoint.path)
+    assert isinstance(operation["security"], list)
+    assert (operation["security"] == []) == (endpoint.credential.kind == "none")
+    (article,) = re.findall(rf'<article aria-labelledby="{endpoint.handler.__name__}">.*?</article>', html, re.DOTALL)
+    assert operation["description"].replace("`", "") in Page(article).text
+    for requirement in operation["security"]:
+        for scheme, scopes in requirement.items():
+            name = {"ApiKey": "an API key", "SessionToken": "a session token"}[scheme]
+            scope = f" with the scope `{scopes[0]}`" if scopes else ""
+            assert f"{name}{scope}" in operation["description"]
+    assert ("--allow-anonymous" in operation["description"]) == endpoint.credential.anonymous
+
+
+def test_the_routes_that_allow_anonymous_opens_are_those_of_the_replaced_service() -> None:
+    found = [endpoint.handler.__name__ for endpoint in ENDPOINTS if endpoint.credential.anonymous]
+    assert found == ["save", "load", "update", "delete"]
+
+
+@dataclass
+class Keyed:
+    """A client that shows nothing by itself, and the keys of its server: `everything`, one `with` and one `without`
+    each scope, and one for the sessions of `others`."""
+
+    client: httpx.Client
+    everything: str
+    with_scope: dict[str, str]
+    without_scope: dict[str, str]
+    others: str
+
+    def send(self, call: Call, credential: str | None) -> httpx.Response:
+        method, url, headers, body = call
+        shown = {"Authorization": f"Bearer {credential}"} if credential else {}
+        path = httpx.URL(url).raw_path.decode()
+        return self.client.request(method, path, headers={**headers, **shown}, content=body)
+
+    def token(self, *verbs: str) -> str:
+        body = {"user_session_id": "session_12345", "verbs": verbs}
+        answer = self.client.post("/tokens", json=body, headers={"Authorization": f"Bearer {self.everything}"})
+        token: str = answer.json()["token"]
+        return token
+
+
+async def _create_keys(url: str) -> tuple[str, dict[str, str], dict[str, str], str]:
+    store = create_store(url)
+    await store.open()
+    await store.migrate()
+    keys = Keys(store)
+
+    async def create(scopes: Iterable[Scope], id_prefix: str = "") -> str:
+        return (await keys.create("test", utc_now(), tuple(scopes), id_prefix))[1]
+
+    try:
+        return (
+            await create(SCOPES),
+            # Nobody gives what they do not have, so who mints must have something.
+            {scope: await create({scope, *(VERBS if scope == "mint" else ())}) for scope in SCOPES},
+            {scope: await create(set(SCOPES) - {scope}) for scope in SCOPES},
+            await create(SCOPES, "other_"),
+        )
+    finally:
+        await store.close()
+
+
+@pytest.fixture(scope="module")
+def keyed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    """A server with keys and without limits."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('keyed')}/chatstate.db"
+    keys = asyncio.run(_create_keys(url))
+    rates = Rates(per_key=0, per_session=0, per_address=0, failures_per_minute=0)
+    with (
+        serve(create_app(create_store(url), rates=rates)) as server,
+        httpx.Client(base_url=server.base_url) as client,
+    ):
+        yield Keyed(client, *keys)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.handler.__name__)
+def test_the_server_wants_the_credential_that_the_document_names(endpoint: Endpoint, keyed: Keyed, html: str) -> None:
+    call = _calls(html)[endpoint.handler.__name__][0]
+    wanted = {
+        scheme: scopes[0] if scopes else None
+        for requirement in _operation(endpoint.method, endpoint.path)["security"]
+        for scheme, scopes in requirement.items()
+    }
+    shown = keyed.send(call, None)
+    assert (shown.status_code == 401) == bool(wanted)
+    if not wanted:
+        return
+    assert shown.headers["www-authenticate"] == 'Bearer realm="chatstate"'
+    scope = wanted["ApiKey"]
+    assert scope is not None
+    refused = keyed.send(call, keyed.without_scope[scope])
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert f'scope="{scope}"' in refused.headers["www-authenticate"]
+    assert keyed.send(call, keyed.with_scope[scope]).status_code not in (401, 403)
+    with_token = keyed.send(call, keyed.token(*(VERBS if wanted.get("SessionToken") is None else [scope])))
+    assert (with_token.status_code in (401, 403)) == ("SessionToken" not in wanted)
+
+
+def test_a_key_for_other_sessions_gets_answers_that_are_documented(keyed: Keyed, html: str) -> None:
+    calls = _calls(html)
+    keyed.send(calls["save"][0], keyed.everything)
+    for endpoint in ENDPOINTS:
+        answer = keyed.send(calls[endpoint.handler.__name__][0], keyed.others)
+        if answer.status_code >= 400:
+            documented = _operation(endpoint.method, endpoint.path)["responses"][str(answer.status_code)]
+            assert answer.json()["code"] in documented["content"]["application/problem+json"]["examples"]
 
 
 def test_the_page_is_accessible(html: str) -> None:

@@ -23,31 +23,36 @@ from schemathesis.generation.feedback import FeedbackSources
 from schemathesis.generation.stateful.state_machine import normalize_name
 
 from chatstate import create_app, create_store
+from chatstate.http.gate import Rates
 from chatstate.http.paging import read_cursor, write_cursor
 from chatstate.http.routes import ENDPOINTS
 from chatstate.http.states import SESSIONS
+from chatstate.http.tokens import TOKENS
 from chatstate.http.visits import VISITS
 from tests.http.conftest import Serve, SettableClock
 from tools.reference.openapi import document
 
 SEED = int(os.environ.get("CHATSTATE_TEST_SEED", "1"))
 
-CONFIG = schemathesis.Config.from_dict(
-    {
-        "seed": SEED,
-        "generation": {
-            "max-examples": 100,
-            "database": "none",
-            # Not HTTP (RFC 9110, section 5.5): the HTTP parser refuses such requests before the application sees them.
-            "exclude-header-characters": "".join(map(chr, [*range(32), 127])),
-        },
-        # Sequences follow the links of the document.
-        "phases": {"stateful": {"inference": {"algorithms": []}}},
-        # What is well-formed need not fit what the server holds: a precondition may fail (412), a visit be there, or
-        # a patch not fit (409), and a key have been used for another request (422). None is a refusal of valid data.
-        "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", 304, 404, 409, 412, 422]}},
-    }
-)
+
+def _config(examples: int) -> schemathesis.Config:
+    return schemathesis.Config.from_dict(
+        {
+            "seed": SEED,
+            "generation": {
+                "max-examples": examples,
+                "database": "none",
+                # Not HTTP (RFC 9110, section 5.5): the parser refuses such requests before the application sees them.
+                "exclude-header-characters": "".join(map(chr, [*range(32), 127])),
+            },
+            # Sequences follow the links of the document.
+            "phases": {"stateful": {"inference": {"algorithms": []}}},
+            # What is well-formed need not fit what the server holds: a precondition may fail (412), a visit be there,
+            # or a patch not fit (409), and a key have been used for another request (422). None refuses valid data.
+            "checks": {"positive_data_acceptance": {"expected-statuses": ["2xx", 304, 404, 409, 412, 422]}},
+        }
+    )
+
 
 # --- What the document cannot say in a schema -------------------------------------------------------------------------
 
@@ -70,10 +75,12 @@ for _name, _strategy in FORMATS.items():
     schemathesis.openapi.format(_name, _strategy)
 
 
-def _schema() -> Any:
+def _schema(examples: int, keyed: bool) -> Any:
     """The document, with formats for tags, preferences and each list's cursors: without them, Schemathesis makes up
-    other texts too, such as `0` for If-Match."""
+    other texts too, such as `0` for If-Match. A server without keys wants no credentials."""
     spec = document(ENDPOINTS)
+    if not keyed:
+        _want_no_credentials(spec)
     parameters = spec["components"]["parameters"]
     for name in ("IfMatch", "IfNoneMatch"):
         parameters[name]["schema"]["format"] = "entity-tags"
@@ -89,7 +96,16 @@ def _schema() -> Any:
                 }
     for path in (SESSIONS, VISITS):
         _begin_with_a_write(spec["paths"][path])
-    return schemathesis.openapi.from_dict(spec, config=CONFIG)
+    schema = schemathesis.openapi.from_dict(spec, config=_config(examples))
+    schema.hook(filter_headers)
+    schema.hook(filter_case)
+    return schema
+
+
+def _want_no_credentials(spec: dict[str, Any]) -> None:
+    for item in spec["paths"].values():
+        for operation in item.values():
+            operation["security"] = []
 
 
 def _begin_with_a_write(operations: dict[str, Any]) -> None:
@@ -99,16 +115,11 @@ def _begin_with_a_write(operations: dict[str, Any]) -> None:
     operations["post"]["responses"]["201"]["links"]["list"] = {"operationId": operations["get"]["operationId"]}
 
 
-SCHEMA = _schema()
-
-
-@SCHEMA.hook
 def filter_headers(_context: schemathesis.HookContext, headers: dict[str, str] | None) -> bool:
     """A made-up header of framing makes a request that is not HTTP, which uvicorn refuses before the application."""
     return not {name.lower() for name in headers or ()} & {"content-length", "transfer-encoding"}
 
 
-@SCHEMA.hook
 def filter_case(_context: schemathesis.HookContext, case: schemathesis.Case) -> bool:
     """Leaves out what is valid by itself, but not together: that is 400."""
     return not (_asks_for_too_many_states(case) or _mixes_orders(case) or _moves_into_itself(case))
@@ -140,6 +151,10 @@ def _moves_into_itself(case: schemathesis.Case) -> bool:
     )
 
 
+SCHEMA = _schema(100, keyed=False)
+KEYED_SCHEMA = _schema(30, keyed=True)
+
+
 # --- Checks of our own ------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +174,8 @@ def _replay_conformance(_context: Any, answer: schemathesis.Response, case: sche
     takes_key = {"$ref": "#/components/parameters/IdempotencyKey"} in case.operation.definition.raw["parameters"]
     is_write = takes_key and case.method == case.operation.method.upper()  # other methods are tried too
     if is_write and "Idempotency-Key" in (case.headers or {}) and answer.status_code < 300:
-        again = case.call(base_url=answer.request.url.partition("/chat-")[0])
+        shown = {"Authorization": answer.request.headers.get("Authorization", "Bearer none")}
+        again = case.call(base_url=answer.request.url.partition("/chat-")[0], headers=shown)
         assert again.headers["idempotency-replayed"] == ["true"]
         assert (again.status_code, again.headers.get("etag")) == (answer.status_code, answer.headers.get("etag"))
         assert again.json() == answer.json()
@@ -175,10 +191,18 @@ def _print_seed() -> None:
 
 
 @contextmanager
-def _serving(serve: Serve, folder: Path) -> Iterator[str]:
-    """The address of a real server over a SQLite file; its clock stands still, so that nothing expires."""
-    clock = SettableClock()
-    with serve(create_app(create_store(f"sqlite:///{folder}/chatstate.db"), history=5, clock=clock)) as server:
+def _serving(serve: Serve, folder: Path, **settings: Any) -> Iterator[str]:
+    """The address of a real server over a SQLite file; its clock stands still, so that nothing expires. Limits are left
+    out: they are about how many requests there are, and not about what stands in them."""
+    app = create_app(
+        create_store(f"sqlite:///{folder}/chatstate.db"),
+        history=5,
+        clock=SettableClock(),
+        token_ttl_seconds=86_400,
+        rates=Rates(per_key=0, per_session=0, per_address=0, failures_per_minute=0),
+        **settings,
+    )
+    with serve(app) as server:
         yield server.base_url
 
 
@@ -191,13 +215,41 @@ def client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
         yield client
 
 
-@SCHEMA.parametrize()
-def test_an_operation_answers_as_documented(case: schemathesis.Case, client: httpx.Client) -> None:
-    user_session_id = (case.path_parameters or {}).get("userSessionId")
-    if isinstance(user_session_id, str):  # else most ids would be those of no session
+@pytest.fixture(scope="module")
+def keyed_client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a server with keys, with the one that may do everything."""
+    keys: list[str] = []
+    folder = tmp_path_factory.mktemp("schemathesis_keyed")
+    with _serving(serve, folder, first_key=keys.append) as address:
+        headers = {"Authorization": f"Bearer {keys[0]}"}
+        with httpx.Client(base_url=address, headers=headers) as client:
+            yield client
+
+
+def _prepare(case: schemathesis.Case, client: httpx.Client) -> None:
+    """What the request is about is there; else most ids would be those of no session and of nobody."""
+    given = case.path_parameters or {}
+    user_session_id, user_id = given.get("userSessionId"), given.get("userId")
+    if isinstance(user_session_id, str):
         state = '{"messages": []}' if len(user_session_id) % 2 else "no JSON"
         client.post(SESSIONS, json={"user_session_id": unquote(user_session_id), "chat_state": state})
+    if isinstance(user_id, str):
+        client.post(VISITS, json={"user_session_id": "s", "user_id": unquote(user_id)})
+
+
+@SCHEMA.parametrize()
+def test_an_operation_answers_as_documented(case: schemathesis.Case, client: httpx.Client) -> None:
+    _prepare(case, client)
     case.call_and_validate(base_url=str(client.base_url), additional_checks=CHECKS)
+
+
+@KEYED_SCHEMA.parametrize()
+def test_an_operation_of_a_server_with_keys_answers_as_documented(
+    case: schemathesis.Case, keyed_client: httpx.Client
+) -> None:
+    _prepare(case, keyed_client)
+    key = {"Authorization": keyed_client.headers["authorization"]}
+    case.call_and_validate(base_url=str(keyed_client.base_url), headers=key, additional_checks=CHECKS)
 
 
 class _Always:
@@ -237,6 +289,7 @@ def _machine(tag: str, first: str) -> Any:
             {("create_visit", 201), ("load_visit", 200), ("change_visit", 200), ("list_visits", 200)}
             | {("list_visits_of_user", 200), ("change_visits_of_user", 200)},
         ),
+        ("Session tokens", f"POST {TOKENS}", 10, {("mint", 201), ("revoke", 200)}),
     ],
 )
 def test_sequences_of_operations_answer_as_documented(

@@ -392,7 +392,7 @@ SAVE = request("POST", SESSIONS, save_body("kept"), JSON)
 WHOLE = {
     "in one piece": (LOAD, b"", [200]),
     "over ASGI": (request("GET", f"{SESSIONS}/kept?over=asgi"), b"", [200]),
-    "of HTTP/1.0": (f"GET {SESSIONS}/kept HTTP/1.0\r\nHost: localhost\r\n\r\n".encode(), b"", [200]),
+    "of HTTP/1.0": (f"GET {SESSIONS}/kept HTTP/1.0\r\nHost: localhost\r\n\r\n".encode(), b"", [403]),
     "with a body": (SAVE, b"", [200]),
     "with a body that comes later": (SAVE[:-1000], SAVE[-1000:], [200]),
     "several": (LOAD * 3, b"", [200, 200, 200]),

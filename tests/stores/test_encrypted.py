@@ -6,17 +6,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import pytest
 from msgspec.structs import replace
 
+from chatstate import create_app
 from chatstate.encryption import KeyRing
 from chatstate.errors import StateUnreadable, WriteRefused
+from chatstate.http.messages import Headers, Request
 from chatstate.model import (
     PRESENT,
     IdempotencyKey,
+    Replay,
     ReplayQuery,
     Retention,
     Rewrite,
@@ -349,3 +353,21 @@ async def test_a_write_that_keeps_an_unreadable_state_changes_nothing(store_url:
     async with opened(store_url, OLD) as store:
         session = await load(store, "a")
         assert (session.version, session.expires_at, session.chat_state) == (1, None, "kept")
+
+
+async def test_the_digest_of_a_request_tells_no_guess_of_its_body(store_url: str) -> None:
+    body = b'{"user_session_id": "a", "chat_state": "yes"}'
+    guesses = {sha256(b"save\0" + body).digest(), sha256(body).digest()}
+    digests = []
+    for _ in range(2):
+        store = create_store(store_url, owner=False, key_ring=NEW)
+        app = create_app(store)
+        async with app.lifespan():
+            fields = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"idempotency-key", b"k")]
+            answer = await app.respond(Request("POST", "/chat-state-sessions", Headers(fields), body))
+            assert answer.status == 201
+            rows = await store.list(ReplayQuery(user_session_id="a", once=IdempotencyKey("k", b""), now=utc_now()))
+            digests += [row.digest for row in rows if isinstance(row, Replay)]
+    assert len(digests) == 2
+    assert len(set(digests)) == 1, "servers of one store have the same key, so a retry is known to all of them"
+    assert not guesses & set(digests)

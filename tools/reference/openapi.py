@@ -16,7 +16,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType, json
 
 from chatstate import __version__
 from chatstate.errors import ChatStateError
-from chatstate.http.api import PROBLEMS_EVERYWHERE, Endpoint
+from chatstate.http import tokens
+from chatstate.http.api import CREDENTIAL_PROBLEMS, PROBLEMS_EVERYWHERE, Endpoint, Handler
+from chatstate.http.privacy import SessionExport, UserExport
 from chatstate.http.problems import MEDIA_TYPE, STATUS, problem_response
 from chatstate.http.reference import DEFAULT_URL
 from chatstate.http.shapes import (
@@ -29,6 +31,7 @@ from chatstate.http.shapes import (
     VersionPage,
     VersionRecord,
 )
+from chatstate.http.tokens import MintedToken
 from chatstate.http.visits import VisitRecord
 
 Json = dict[str, Any]
@@ -168,22 +171,30 @@ def bodies(endpoint: Endpoint) -> Mapping[str, Any]:
 
 
 def _operation(endpoint: Endpoint, endpoints: Sequence[Endpoint]) -> Json:
-    problems = {*endpoint.problems, *PROBLEMS_EVERYWHERE}
+    problems = problem_codes(endpoint)
     statuses = dict.fromkeys(status for code, status in STATUS.items() if code in problems)
     operation: Json = {
         "operationId": endpoint.handler.__name__,
         "summary": inspect.getdoc(endpoint.handler),
+        "description": _credential(endpoint),
+        "security": security(endpoint),
         "tags": [endpoint.tag],
         "parameters": [_ref("parameters", name) for name in (*_path_parameters(endpoint), *endpoint.parameters)],
     }
     if endpoint.body:
         content = {media_type: {"schema": _named(shape)[0]} for media_type, shape in bodies(endpoint).items()}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": not endpoint.may_be_empty, "content": content}
     operation["responses"] = {
         **{str(status): _answer(endpoint, status, endpoints) for status in endpoint.answers},
         **{str(status): _problem(endpoint, status, problems) for status in statuses},
     }
     return operation
+
+
+def problem_codes(endpoint: Endpoint) -> set[str]:
+    """The codes of all errors that an operation can be answered with."""
+    wanted = CREDENTIAL_PROBLEMS if endpoint.credential.kind != "none" else ()
+    return {*endpoint.problems, *PROBLEMS_EVERYWHERE, *wanted}
 
 
 def _path_parameters(endpoint: Endpoint) -> list[str]:
@@ -210,8 +221,10 @@ def _headers(endpoint: Endpoint, status: int) -> Iterator[tuple[str, Json]]:
         yield "ETag", _ref("headers", "ETag")
     if shape is VersionPage:
         yield "ETag", _ref("headers", "NewestETag")
-    if status == 201:
+    if status == 201 and shape is not MintedToken:
         yield "Location", _ref("headers", "Location")
+    if shape in (SessionExport, UserExport):
+        yield "Content-Disposition", _ref("headers", "ContentDisposition")
     if "cursor" in endpoint.parameters:
         yield "Link", _ref("headers", "Link")
     if shape is SessionSummary:
@@ -224,7 +237,7 @@ def _problem(endpoint: Endpoint, status: int, problems: set[str]) -> Json:
     codes = [code for code in STATUS if STATUS[code] == status and code in problems]
     return {
         "description": f"{phrase(status)}: {', '.join(f'`{code}`' for code in codes)}.",
-        "headers": dict(_problem_headers(endpoint, status)),
+        "headers": dict(_problem_headers(endpoint, status, codes)),
         "content": {
             MEDIA_TYPE: {
                 "schema": _ref("schemas", "Problem"),
@@ -234,15 +247,55 @@ def _problem(endpoint: Endpoint, status: int, problems: set[str]) -> Json:
     }
 
 
-def _problem_headers(endpoint: Endpoint, status: int) -> Iterator[tuple[str, Json]]:
+def _problem_headers(endpoint: Endpoint, status: int, codes: Sequence[str]) -> Iterator[tuple[str, Json]]:
+    if status == 401:
+        yield "WWW-Authenticate", _ref("headers", "WWWAuthenticate")
+    if "forbidden" in codes:
+        yield "WWW-Authenticate", _ref("headers", "ScopeWanted")
     if status == 412:
         yield "ETag", _ref("headers", "CurrentETag")
     if status == 412 and "Prefer" in endpoint.parameters:
         yield "Preference-Applied", _ref("headers", "PreferenceApplied")
     if status == 415 and endpoint.method == "PATCH":
         yield "Accept-Patch", _ref("headers", "AcceptPatch")
-    if status == 503:
+    if status in (429, 503):
         yield "Retry-After", _ref("headers", "RetryAfter")
+
+
+# --- Credentials ------------------------------------------------------------------------------------------------------
+
+API_KEY, SESSION_TOKEN = "ApiKey", "SessionToken"
+
+_SCOPES_OF_KEYS: Mapping[Handler, str] = {tokens.mint: "mint", tokens.revoke: "mint"}
+"""What these handlers themselves demand of an API key; a session token needs nothing for it but itself."""
+
+
+def security(endpoint: Endpoint) -> list[Json]:
+    """The credentials of which the operation wants one, each with the scope that it must have; none: it wants none."""
+    credential = endpoint.credential
+    if credential.kind == "none":
+        return []
+    if credential.kind != "key":
+        raise ValueError(
+            f"{endpoint.method} {endpoint.path}: the document has no security scheme for {credential.kind}"
+        )
+    scope = credential.scope or _SCOPES_OF_KEYS.get(endpoint.handler)
+    found = [{API_KEY: [scope] if scope else []}]
+    if credential.token:
+        found.append({SESSION_TOKEN: [credential.scope] if credential.scope else []})
+    return found
+
+
+def _credential(endpoint: Endpoint) -> str:
+    """The same in words."""
+    names = {API_KEY: "an API key", SESSION_TOKEN: "a session token"}
+    wanted = " or ".join(
+        names[scheme] + "".join(f" with the scope `{scope}`" for scope in scopes)
+        for requirement in security(endpoint)
+        for scheme, scopes in requirement.items()
+    )
+    anonymous = " With `--allow-anonymous`, none." if endpoint.credential.anonymous else ""
+    return f"Credential: {wanted or 'none'}.{anonymous}"
 
 
 # --- Links ------------------------------------------------------------------------------------------------------------
@@ -259,6 +312,12 @@ _KNOWN: Sequence[tuple[Any, Mapping[str, str]]] = (
     (VersionRecord, {**_AS_ASKED, "version": "$response.body#/version"}),
     (VisitRecord, {"sessionId": "$response.body#/session_id", "userSessionId": "$response.body#/user_session_id"}),
     (list[VisitRecord], {"sessionId": "$response.body#/0/session_id"}),
+    (MintedToken, {"userSessionId": "$response.body#/user_session_id"}),
+    (SessionExport, {"userSessionId": "$response.body#/user_session_id"}),
+    (
+        UserExport,
+        {"userId": "$response.body#/user_id", "userSessionId": "$response.body#/sessions/0/user_session_id"},
+    ),
 )
 """What an answer of this shape knows of the parameters in the paths of other operations."""
 

@@ -67,7 +67,7 @@ def _operation(spec: Json, method: str, path: str, operation: Json) -> str:
     name = operation["operationId"]
     return (
         f'<article aria-labelledby="{name}">\n<h3 id="{name}">{_method(method)} <code>{_path(path)}</code></h3>\n'
-        f"<p>{_text(operation['summary'])}</p>\n{lines}\n"
+        f'<p>{_text(operation["summary"])}</p>\n<p class="credential">{_text(operation["description"])}</p>\n{lines}\n'
         + (f"<h4>Request</h4>\n<dl>{request}</dl>\n" if request else "")
         + f'<h4>Answers</h4>\n<dl class="answers">{answers}</dl>\n</article>\n'
     )

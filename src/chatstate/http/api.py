@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from msgspec import Struct
 
+from chatstate.http.gate import Credential, Gate
 from chatstate.http.messages import Request, Response
-from chatstate.http.wire import Limits
+from chatstate.http.wire import Limits, decode_id
+from chatstate.model import utc_now
+from chatstate.privacy import Privacy
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
 from chatstate.visits import Visits
 
 
-class Api(Struct, frozen=True):
-    """What the handlers work with."""
+class Api(Struct):
+    """What the handlers work with.
+
+    digest_key  that of the digests of requests with idempotency keys; empty where states do not lie encrypted
+    """
 
     sessions: Sessions
     visits: Visits
+    privacy: Privacy
     store: Store
     limits: Limits
+    gate: Gate
+    clock: Callable[[], datetime] = utc_now
     require_preconditions: bool = False
+    token_ttl: timedelta = timedelta(hours=1)
+    token_renewable: timedelta = timedelta(days=30)
+    keep_visits: bool = False
+    digest_key: bytes = b""
+
+    def own(self, request: Request, user_session_id: str) -> str:
+        """The id under which the caller's request goes on (see `Caller.own`); counts it, too."""
+        request.session = user_session_id
+        self.gate.count_session(request.caller, user_session_id)
+        return request.caller.own(user_session_id)
+
+    def path_id(self, request: Request) -> str:
+        """The same for the id in the path."""
+        return self.own(request, decode_id(request.params["userSessionId"]))
 
 
 Handler = Callable[[Api, Request], Awaitable[Response]]
@@ -30,25 +54,32 @@ Handler = Callable[[Api, Request], Awaitable[Response]]
 class Endpoint(Struct, frozen=True):
     """One row of the route table; the OpenAPI document is made from it.
 
+    credential  what the route wants to be shown: a route without one cannot be made
     body        the shape of the body, or one for each media type that it may have
     answers     the shape of each success, or a list of it; for some only a media type, or None for an answer without a
                 body
     problems    the codes of the errors that it has beside `PROBLEMS_EVERYWHERE`
     parameters  names of header fields and query parameters, as they stand in the OpenAPI document's components
+    may_be_empty  whether the body may be left out
     """
 
     method: str
     path: str
+    credential: Credential
     handler: Handler
     tag: str
     body: type[Struct] | Mapping[str, Any] | None
     answers: Mapping[int, type[Struct] | type[list[Any]] | str | None]
     problems: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    may_be_empty: bool = False
 
 
-PROBLEMS_EVERYWHERE = ("forbidden_host", "forbidden_origin")
+PROBLEMS_EVERYWHERE = ("forbidden_host", "forbidden_address", "forbidden_origin", "forbidden_proxy")
 """What every route refuses."""
+
+CREDENTIAL_PROBLEMS = ("unauthorized", "token_expired", "forbidden", "too_many_requests")
+"""What every route refuses that wants a credential."""
 
 STORE_PROBLEMS = (
     "store_error",

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, MutableMapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from chatstate.errors import ChatStateError, StoreUnavailable
+from msgspec import Struct
+
+from chatstate.access import NOBODY, Access
+from chatstate.errors import ChatStateError, InvalidSetting, KeysRequired, StoreUnavailable
 from chatstate.http.api import Api
-from chatstate.http.browsers import allow_origin, preflight, refusal
+from chatstate.http.audit import AuditLog
+from chatstate.http.browsers import Doors, allow_origin, preflight
+from chatstate.http.gate import Gate, Rates
 from chatstate.http.messages import ClientGone, Headers, Request, Response, peer_address
 from chatstate.http.problems import problem, problem_response
+from chatstate.http.proxies import client_scheme
 from chatstate.http.routes import ENDPOINTS, Routes, encode_path
 from chatstate.http.wire import Limits
-from chatstate.model import Retention, utc_now
+from chatstate.model import KEEP, Retention, retention_of, utc_now
+from chatstate.privacy import Privacy, audit_key, digest_key
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
+from chatstate.stores.encrypted import EncryptedStore
 from chatstate.sweeper import Sweeper
+from chatstate.tokens import LONGEST_TTL
 from chatstate.visits import Visits
 
 Message = MutableMapping[str, Any]
@@ -32,47 +41,101 @@ _METHODS = ", ".join(sorted({endpoint.method for endpoint in ENDPOINTS}))
 _log = logging.getLogger(__name__)
 
 
+class Options(Struct, frozen=True, kw_only=True):
+    """What an application can be told, beside its store; `create_app` says what each means."""
+
+    limits: Limits = Limits()
+    retention: Retention = KEEP
+    doors: Doors = Doors()
+    rates: Rates = Rates()
+    trusted_proxies: tuple[str, ...] = ()
+    allow_anonymous: bool = False
+    require_preconditions: bool = False
+    token_ttl: timedelta = timedelta(hours=1)
+    token_renewable: timedelta = timedelta(days=30)
+    keep_visits: bool = False
+    audit: Callable[[str], None] | None = None
+    require_keys: bool = False
+    first_key: Callable[[str], None] | None = None
+
+
 class ChatState:
     """The application. Its `lifespan` opens the store, and at the end answers what was accepted and closes it."""
 
-    def __init__(
-        self,
-        store: Store,
-        limits: Limits,
-        clock: Callable[[], datetime],
-        retention: Retention,
-        require_preconditions: bool,
-    ) -> None:
+    def __init__(self, store: Store, clock: Callable[[], datetime], options: Options) -> None:
+        rates = options.rates
+        if options.allow_anonymous and not (options.doors.origins and rates.per_address and rates.per_session):
+            raise InvalidSetting(ANONYMOUS_WANTS)
         self.store = store
         self.started = False
-        self._sessions = Sessions(store, clock, retention)
+        self.access = Access(store, clock, options.allow_anonymous)
+        self._clock = clock
+        self._doors = options.doors
+        self._gate = Gate(self.access, options.rates, options.trusted_proxies)
+        self._sessions = Sessions(store, clock, options.retention)
         self._visits = Visits(store, clock)
-        self._sweeper = Sweeper(store, clock, retention)
-        self._routes = Routes(Api(self._sessions, self._visits, store, limits, require_preconditions))
+        self._sweeper = Sweeper(store, clock, options.retention)
+        self._require_keys, self._first_key = options.require_keys, options.first_key
+        self._write_audit = options.audit
+        self._audit: AuditLog | None = None
+        self._api = Api(
+            sessions=self._sessions,
+            visits=self._visits,
+            privacy=Privacy(self._sessions, self._visits, self.access.tokens),
+            store=store,
+            limits=options.limits,
+            gate=self._gate,
+            clock=clock,
+            require_preconditions=options.require_preconditions,
+            token_ttl=options.token_ttl,
+            token_renewable=options.token_renewable,
+            keep_visits=options.keep_visits,
+        )
+        self._routes = Routes(self._api)
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
         """For applications that mount this one: `FastAPI(lifespan=chatstate.lifespan)`. Mounted, it gets none."""
         try:
-            await self.store.open()
-            await self.store.migrate()
-            self.started = True
-            sweeping = asyncio.create_task(self._sweeper.run())
+            await self._start()
+            tasks = [asyncio.create_task(work) for work in (self._sweeper.run(), self.access.run())]
             try:
                 yield
             finally:
-                sweeping.cancel()
+                for task in tasks:
+                    task.cancel()
+                with suppress(ChatStateError):  # nobody waits for it
+                    await self.access.record_uses()
         finally:
             await asyncio.gather(self._sessions.drain(), self._visits.drain())
             await self.store.close()
 
+    async def _start(self) -> None:
+        await self.store.open()
+        await self.store.migrate()
+        if isinstance(self.store, EncryptedStore):
+            await self.store.check_keys(self._clock())
+            if self.store.ring.newest:
+                self._api.digest_key = await digest_key(self.store, self._clock())
+        if self._first_key and (key := await self.access.keys.create_first(self._clock())):
+            self._first_key(key)
+        await self.access.refresh()
+        if self._require_keys and self.access.mode == "open":
+            raise KeysRequired
+        if self._write_audit:
+            self._audit = AuditLog(self._write_audit, await audit_key(self.store, self._clock()), self._clock)
+        self.started = True
+
     async def respond(self, request: Request) -> Response:
         """The answer to any request. Raises only `ClientGone`."""
-        error = refusal(request.headers)
+        request.scheme = client_scheme(request.client, request.headers, self._gate.trusted, request.scheme)
+        error = self._doors.refusal(request, self.access.mode)
         if error:
             return problem(error)
         response = preflight(request, _METHODS) or await self._handled(request)
         allow_origin(response, request.headers)
+        if self._audit and request.action and (request.caller is not NOBODY or response.problem):
+            self._audit.record(request, response, self._gate.address(request))
         return response
 
     async def _handled(self, request: Request) -> Response:
@@ -104,8 +167,13 @@ class ChatState:
             response = await self.respond(_request(scope, receive))
         except ClientGone:
             response = Response(400)  # nobody is there to read it
+        if response.stream is not None and scope.get("http_version") == "1.0":  # it knows no chunks
+            pieces, response.stream = response.stream, None
+            response.body = b"".join([piece async for piece in pieces])
         fields = [line.split(b": ", 1) for line in response.head().encode("latin-1").splitlines()]
         await send({"type": "http.response.start", "status": response.status, "headers": fields})
+        if response.stream is not None and scope["method"] != "HEAD":
+            await _stream(response.stream, receive, send)
         await send({"type": "http.response.body", "body": response.body})
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -134,7 +202,26 @@ def _request(scope: Message, receive: Receive) -> Request:
         mount=encode_path(mounted),
         scheme=scope.get("scheme", "http"),
         client=peer_address(scope.get("client")),
+        version=scope.get("http_version", "1.1"),
     )
+
+
+async def _stream(pieces: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
+    """Send a body as it comes, until the client has gone: then ASGI servers take the rest without a word."""
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if gone.done():
+                    return
+    finally:
+        gone.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _below(mounted: str, path: str) -> str:
@@ -164,6 +251,18 @@ def create_app(
     require_preconditions: bool = False,
     history: int = 0,
     idle_expiry_seconds: int | None = None,
+    retention_days: int | None = None,
+    keep_visits: bool = False,
+    allow_anonymous: bool = False,
+    allowed_origins: Collection[str] = (),
+    allowed_hosts: Collection[str] = (),
+    trusted_proxies: Collection[str] = (),
+    rates: Rates = Rates(),  # noqa: B008 (frozen)
+    token_ttl_seconds: int = 3600,
+    token_renewable_days: int = 30,
+    audit: Callable[[str], None] | None = None,
+    require_keys: bool = False,
+    first_key: Callable[[str], None] | None = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> ChatState:
     """An ASGI application that serves the sessions of this store.
@@ -173,12 +272,42 @@ def create_app(
     require_preconditions  refuse writes without If-Match or If-None-Match
     history                how many versions of each session are kept; 0: the current one alone
     idle_expiry_seconds    how long after its last write a session expires that has no expiry of its own
+    retention_days         how long anything is kept: sessions after their last write, visits after their creation
+    keep_visits            deleting a session leaves its visits
+    allow_anonymous        let callers without a credential use the routes that the replaced service had
+    allowed_origins        pages of these origins may call, such as `https://chat.example.org`
+    allowed_hosts          names of this server that callers without a credential may use
+    trusted_proxies        networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed
+    rates                  how many requests are answered once there are keys
+    token_ttl_seconds      how long a session token is valid, by default and at most (up to a day)
+    token_renewable_days   for how long a session token can be renewed
+    audit                  takes each line of the audit log
+    require_keys           refuse to start without an API key, unless callers without one are let in
+    first_key              if there is no API key yet, one is made at the start, and given to this
     clock                  gives the time, aware and in UTC
     """
-    idle = None if idle_expiry_seconds is None else timedelta(seconds=idle_expiry_seconds)
-    limits = Limits(state_bytes=max_state_bytes, require_json=require_json)
-    return ChatState(store, limits, clock, Retention(idle, history), require_preconditions)
+    options = Options(
+        limits=Limits(state_bytes=max_state_bytes, require_json=require_json),
+        retention=retention_of(history, idle_expiry_seconds, retention_days),
+        doors=Doors(frozenset(map(str.lower, allowed_origins)), frozenset(map(str.lower, allowed_hosts))),
+        rates=rates,
+        trusted_proxies=tuple(trusted_proxies),
+        allow_anonymous=allow_anonymous,
+        require_preconditions=require_preconditions,
+        token_ttl=min(timedelta(seconds=token_ttl_seconds), LONGEST_TTL),
+        token_renewable=timedelta(days=token_renewable_days),
+        keep_visits=keep_visits,
+        audit=audit,
+        require_keys=require_keys,
+        first_key=first_key,
+    )
+    return ChatState(store, clock, options)
 
+
+ANONYMOUS_WANTS = (
+    "--allow-anonymous lets everybody in who reaches this server, so it wants the list of pages that may call "
+    "(--allowed-origins https://chat.example.org), and limits that are not 0 (--rate-per-address, --rate-per-session)."
+)
 
 _NOT_STARTED = (
     "chatstate has not started, because nothing has run its lifespan. An application that mounts it must: "

@@ -1,11 +1,13 @@
-"""Who may call: programs on this machine, and pages that are served from this machine.
+"""Which hosts and pages may call, before it is asked who calls.
 
 A server on loopback is not safe by itself: any web page that a person opens can send requests to it, and by DNS
-rebinding even read the answers. So every request must name this machine in its Host header, and where a browser says
-which page sent it (Origin, Sec-Fetch-Site), that page must come from this machine too.
+rebinding even read the answers; and a proxy on the same machine makes the whole internet look like this machine. So an
+open server wants every request to name this machine in its Host header, no page but one of this machine to have sent it
+(Origin, Sec-Fetch-Site), the connection to come from here, and no proxy to have forwarded it.
 
-Pages of other loopback origins, such as a development server on port 5173, are told by CORS that they may call
-(https://fetch.spec.whatwg.org, section 3.3).
+A keyed server is called by whoever shows a credential, which no browser adds by itself. There the origins only say
+which pages may read the answers (CORS, https://fetch.spec.whatwg.org, section 3.3): those of the same origin, and those
+of the list; without a list, those of this machine.
 """
 
 from __future__ import annotations
@@ -13,28 +15,73 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from chatstate.errors import ForbiddenHost, ForbiddenOrigin
+from msgspec import Struct
+
+from chatstate.access import Mode
+from chatstate.errors import ForbiddenAddress, ForbiddenHost, ForbiddenOrigin, ForbiddenProxy
 from chatstate.http.messages import Headers, Request, Response
+from chatstate.http.proxies import is_forwarded, is_this_machine
 
 _LOOPBACK = r"(?:localhost|[a-z0-9-]+\.localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?"
 _HOST = re.compile(_LOOPBACK, re.IGNORECASE)
+_HOST_CHARACTERS = re.compile(r"[\w.~:\[\]%!$&'()*+,;=-]+", re.ASCII)  # RFC 3986, section 3.2.2
+_PORT = re.compile(r":\d{1,5}$")
 _ORIGIN = re.compile(rf"https?://{_LOOPBACK}", re.IGNORECASE)
-_EXPOSED = "etag, location, retry-after, link, accept-patch, preference-applied, idempotency-replayed"
+_EXPOSED = (
+    "etag, location, retry-after, link, accept-patch, preference-applied, idempotency-replayed, www-authenticate, "
+    "content-disposition"
+)
 _FIELD_NAMES = re.compile(r"[\w!#$%&'*+.^`|~, -]*", re.ASCII)
 
 
-def refusal(headers: Headers) -> ForbiddenHost | ForbiddenOrigin | None:
-    """Why a request with these headers is refused; None when it is not."""
-    hosts = headers.all("host")
-    if len(hosts) != 1 or not _is_host_here(hosts[0]):
-        return ForbiddenHost()
-    origins = headers.all("origin")
-    if origins:
-        return None if all(map(_is_page_here, origins)) else ForbiddenOrigin()
-    # Looked at only without an Origin: a page on 127.0.0.1 that calls localhost is cross-site to a browser.
-    if headers.get("sec-fetch-site", "none").lower() not in ("same-origin", "same-site", "none"):
-        return ForbiddenOrigin()
-    return None
+Refusal = ForbiddenHost | ForbiddenAddress | ForbiddenOrigin | ForbiddenProxy
+
+
+class Doors(Struct, frozen=True):
+    """What the settings allow beside this machine: pages, as their origins, and names of this server."""
+
+    origins: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
+
+    def refusal(self, request: Request, mode: Mode) -> Refusal | None:
+        """Why the request is refused; None when it is not."""
+        headers = request.headers
+        hosts = headers.all("host")
+        if len(hosts) != 1 or not self._is_host(hosts[0], mode):
+            return ForbiddenHost()
+        if mode == "open" and (refusal := _stranger(request)):
+            return refusal
+        origins = headers.all("origin")
+        if origins:
+            same = f"{request.scheme}://{hosts[0]}".lower() if mode == "keyed" else None
+            if all(origin.lower() == same or self._is_page(origin, mode) for origin in origins):
+                return None
+            return ForbiddenOrigin(None if mode == "open" else _NOT_LISTED)
+        # Looked at only without an Origin: a page on 127.0.0.1 that calls localhost is cross-site to a browser.
+        site = headers.get("sec-fetch-site", "none").lower()
+        if mode != "keyed" and site not in ("same-origin", "same-site", "none"):
+            return ForbiddenOrigin(None if mode == "open" else _NOT_LISTED)
+        return None
+
+    def _is_host(self, host: str, mode: Mode) -> bool:
+        if not _HOST_CHARACTERS.fullmatch(host):
+            return False
+        if mode == "keyed" or (mode == "anonymous" and not self.hosts):
+            return True
+        return _is_host_here(host) or (mode == "anonymous" and _PORT.sub("", host.lower()) in self.hosts)
+
+    def _is_page(self, origin: str, mode: Mode) -> bool:
+        if mode == "open" or not self.origins:
+            return _is_page_here(origin)
+        return origin.lower() in self.origins
+
+
+def _stranger(request: Request) -> Refusal | None:
+    """Why an open server does not take the request for one of this machine."""
+    if not is_this_machine(request.client):
+        return ForbiddenAddress()
+    # Proxies that are set up in haste add nothing, and speak HTTP/1.0: nginx by default, for years.
+    return ForbiddenProxy() if request.version == "1.0" or is_forwarded(request.headers) else None
 
 
 @lru_cache(64)
@@ -62,7 +109,7 @@ def preflight(request: Request, methods: str) -> Response | None:
 
 
 def allow_origin(response: Response, headers: Headers) -> None:
-    """Let the page that asked read the answer; `refusal` has found that it is from this machine."""
+    """Let the page that asked read the answer; `Doors.refusal` has found that it may."""
     origin = headers.get("origin")
     if origin:
         response.headers |= {
@@ -70,3 +117,9 @@ def allow_origin(response: Response, headers: Headers) -> None:
             "access-control-allow-credentials": "true",  # there are no cookies; old clients ask for it all the same
             "access-control-expose-headers": _EXPOSED,
         }
+
+
+_NOT_LISTED = (
+    "This server does not answer pages of this origin. Add it to those that it answers: --allowed-origins, or "
+    "CHATSTATE_ALLOWED_ORIGINS."
+)

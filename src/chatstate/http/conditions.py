@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from hashlib import sha256
 from typing import Literal
@@ -114,8 +115,11 @@ _KEY = re.compile(r'"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x7e]{1,2
 """A string of RFC 9651 without escapes, or the same without quotes, as many clients send it."""
 
 
-def idempotency_key(headers: Headers, operation: str, body: bytes = b"") -> IdempotencyKey | None:
+def idempotency_key(
+    headers: Headers, operation: str, body: bytes = b"", caller: str = "", secret: bytes = b""
+) -> IdempotencyKey | None:
     """The key of the request, with the digest of what makes two requests the same: what is done, and with which body.
+    Keys of different callers have nothing to do with each other. With a secret the digest tells nobody else anything.
 
     Preconditions do not count: a client that has lost an answer may well load again before it retries.
     """
@@ -131,4 +135,6 @@ def idempotency_key(headers: Headers, operation: str, body: bytes = b"") -> Idem
                 ),
             )
         )
-    return IdempotencyKey(match[1] or match[2], sha256(operation.encode() + b"\0" + body).digest())
+    done = operation.encode() + b"\0" + body
+    digest = hmac.digest(secret, done, sha256) if secret else sha256(done).digest()
+    return IdempotencyKey(match[1] or match[2], digest, caller)

@@ -6,12 +6,13 @@ requests that arrive in one piece without that detour (`chatstate.http.protocol`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from ipaddress import IPv6Address
 from typing import Any
 
 from msgspec import Struct
 
+from chatstate.access import NOBODY, Caller
 from chatstate.errors import BodyTooLarge
 
 
@@ -39,18 +40,42 @@ class Headers:
         values = self._values.get(name)
         return [value.decode("latin-1") for value in values] if values else []
 
+    def names(self) -> Iterable[str]:
+        """The names of all fields, in lower case."""
+        return self._values.keys()
+
 
 class Request:
     """A request.
 
-    path     as the client sent it, undecoded, below the place where the application is mounted
-    query    what follows the `?`, undecoded
-    mount    that place, as it stands in addresses: empty, or `/bot`
-    client   the address of the peer, as text and without its port; empty when it is unknown
-    params   the raw segments that stand for the route's parameters, once a route is found
+    path      as the client sent it, undecoded, below the place where the application is mounted
+    query     what follows the `?`, undecoded
+    mount     that place, as it stands in addresses: empty, or `/bot`
+    version   of HTTP that it came with: `1.0` or `1.1`, from other servers perhaps others
+    client    the address of the peer, as text and without its port; empty when it is unknown
+    params    the raw segments that stand for the route's parameters, once a route is found
+    caller    who has sent it, once the gate has found out
+    action    what is asked for, once a route is found: the name of its handler
+    session   the id of the session that it is about, once that is known
+    sessions  the ids of the sessions that a request about a person has come to
     """
 
-    __slots__ = ("_body", "client", "headers", "method", "mount", "params", "path", "query", "scheme")
+    __slots__ = (
+        "_body",
+        "action",
+        "caller",
+        "client",
+        "headers",
+        "method",
+        "mount",
+        "params",
+        "path",
+        "query",
+        "scheme",
+        "session",
+        "sessions",
+        "version",
+    )
 
     def __init__(
         self,
@@ -63,6 +88,7 @@ class Request:
         mount: str = "",
         scheme: str = "http",
         client: str = "",
+        version: str = "1.1",
     ) -> None:
         self.method = method
         self.path = path
@@ -71,13 +97,23 @@ class Request:
         self.mount = mount
         self.scheme = scheme
         self.client = client
+        self.version = version
         self.params: dict[str, str] = {}
+        self.caller: Caller = NOBODY
+        self.action = ""
+        self.session: str | None = None
+        self.sessions: Sequence[str] = ()
         self._body = body
 
     @property
     def base_url(self) -> str:
         """Where the client sees the application."""
         return f"{self.scheme}://{self.headers.get('host')}{self.mount}"
+
+    @property
+    def size(self) -> int:
+        """How many bytes the body has, as far as it was read."""
+        return len(self._body) if isinstance(self._body, bytes) else 0
 
     async def read(self, limit: int) -> bytes:
         """The body, once. Raises `BodyTooLarge` as soon as more than `limit` bytes are announced or have come."""
@@ -131,19 +167,27 @@ BODILESS = (204, 304)
 
 
 class Response(Struct):
-    """An answer. `headers` are those that not every answer has, with names in lower case."""
+    """An answer. `headers` are those that not every answer has, with names in lower case.
+
+    stream   gives the body piece by piece, in the place of `body`; if it raises, the connection is cut
+    problem  the code of the error that the answer tells of
+    """
 
     status: int = 200
     body: bytes = b""
     media_type: str = "application/json"
     headers: dict[str, str] = {}
     policy: str = NO_PAGE
+    stream: AsyncGenerator[bytes, None] | None = None
+    problem: str = ""
 
     def head(self) -> str:
         """All header fields, each as a line. Raises ValueError for a value with a line end or other controls."""
         lines = f"{_ON_EVERY_ANSWER}content-security-policy: {self.policy}\r\n"
         if self.status not in BODILESS:
-            lines += f"content-type: {self.media_type}\r\ncontent-length: {len(self.body)}\r\n"
+            lines += f"content-type: {self.media_type}\r\n"
+            if self.stream is None:
+                lines += f"content-length: {len(self.body)}\r\n"
         for name, value in self.headers.items():
             if not value.isprintable():
                 raise ValueError("a header field must not contain control characters")

@@ -8,10 +8,13 @@ from msgspec import json
 
 from chatstate.errors import (
     ChatStateError,
+    Forbidden,
     InvalidRequest,
     OutcomeUnknown,
     PreconditionFailed,
     StoreError,
+    TooManyRequests,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from chatstate.http.conditions import etag
@@ -24,12 +27,18 @@ STATUS = {
     "invalid_precondition": 400,
     "invalid_patch": 400,
     "write_refused": 400,
+    "unauthorized": 401,
+    "token_expired": 401,
+    "forbidden": 403,
     "forbidden_host": 403,
+    "forbidden_address": 403,
     "forbidden_origin": 403,
+    "forbidden_proxy": 403,
     "not_found": 404,
     "session_not_found": 404,
     "version_not_found": 404,
     "visit_not_found": 404,
+    "user_not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
     "state_not_patchable": 409,
@@ -40,6 +49,7 @@ STATUS = {
     "unsupported_media_type": 415,
     "idempotency_key_reused": 422,
     "precondition_required": 428,
+    "too_many_requests": 429,
     "headers_too_large": 431,
     "internal_error": 500,
     "store_error": 503,
@@ -70,11 +80,24 @@ def problem(error: ChatStateError) -> Response:
         headers["preference-applied"] = "return=representation"
     if isinstance(error, UnsupportedMediaType) and error.accept_patch:
         headers["accept-patch"] = error.accept_patch
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = _challenge(error)
+    if isinstance(error, Forbidden):
+        missing = f', scope="{error.scope}"' if error.scope else ""
+        headers["www-authenticate"] = f'Bearer realm="chatstate", error="insufficient_scope"{missing}'
+    if isinstance(error, TooManyRequests):
+        headers["retry-after"] = str(error.retry_after)
     if isinstance(error, OutcomeUnknown):
         members["outcome"] = "unknown"
     if isinstance(error, StoreError) and STATUS[error.code] == 503:
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return problem_response(error.code, error.message, members, headers)
+
+
+def _challenge(error: Unauthorized) -> str:
+    """What the client is to show (RFC 6750, section 3); who has shown nothing is told of no error."""
+    realm = 'Bearer realm="chatstate"'
+    return realm if error.message == Unauthorized().message else f'{realm}, error="invalid_token"'
 
 
 def problem_response(
@@ -91,4 +114,4 @@ def problem_response(
         "code": code,
         **(members or {}),
     }
-    return Response(status, json.encode(document), MEDIA_TYPE, headers or {})
+    return Response(status, json.encode(document), MEDIA_TYPE, headers or {}, problem=code)

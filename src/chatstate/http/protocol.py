@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
 import struct
 import sys
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httptools
@@ -18,7 +21,7 @@ from chatstate.http.app import ChatState
 from chatstate.http.deadlines import Watch
 from chatstate.http.messages import Headers, Request, Response, peer_address
 from chatstate.http.problems import problem_response
-from chatstate.http.replies import CLOSE, TOO_MANY, Refused, written
+from chatstate.http.replies import CHUNKED, CLOSE, TOO_MANY, Refused, written
 
 HEADER_BYTES = 64 << 10
 """The most that the request line and the headers of one request may take, give or take one read."""
@@ -43,17 +46,20 @@ _NO_LINGER = struct.pack("ii", 1, 0) if sys.platform != "win32" else struct.pack
 class _Exchange:
     """A request that is being answered without ASGI, in the place of uvicorn's own record of one."""
 
-    __slots__ = ("disconnected", "head", "keep_alive", "response_complete")
+    __slots__ = ("chunks", "disconnected", "head", "keep_alive", "response_complete")
 
     more_body = False
     message_event = asyncio.Event()  # uvicorn sets it; nobody waits
 
-    def __init__(self, head: bool, keep_alive: bool) -> None:
+    def __init__(self, head: bool, keep_alive: bool, chunks: bool) -> None:
         self.head = head
         self.keep_alive = keep_alive
+        self.chunks = chunks
         self.response_complete = False
         self.disconnected = False
 
+
+_log = logging.getLogger(__name__)
 
 _PLAIN_PATH = re.compile(rb"/[!-\"$->@-~]{0,65000}")
 """A request target that is nothing but a path: no query, no authority."""
@@ -246,9 +252,12 @@ class HttpProtocol(HttpToolsProtocol):
             return
         body, self._body = b"".join(self._body), None
         method = self.parser.get_method().decode("ascii")
-        request = Request(method, self.url.decode("ascii"), Headers(self.headers), body, client=self._peer)
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive() and not self._ending
-        self.cycle = exchange = _Exchange(method == "HEAD", keep_alive)  # type: ignore[assignment]
+        version = self.parser.get_http_version()
+        url = self.url.decode("ascii")
+        request = Request(method, url, Headers(self.headers), body, client=self._peer, version=version)
+        is_1_1 = version != "1.0"
+        keep_alive = is_1_1 and self.parser.should_keep_alive() and not self._ending
+        self.cycle = exchange = _Exchange(method == "HEAD", keep_alive, is_1_1)  # type: ignore[assignment]
         task = self.loop.create_task(self._answer(request, exchange))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -260,17 +269,46 @@ class HttpProtocol(HttpToolsProtocol):
                 if exchange.disconnected:
                     return
             response = await self.app.respond(request)
-            if not exchange.disconnected and not self.transport.is_closing():
+            if exchange.disconnected or self.transport.is_closing():
+                return
+            if response.stream is None or exchange.head:
                 self._write(response, exchange)
+            else:
+                await self._stream(response, response.stream, exchange)
         finally:
             if not exchange.response_complete:  # whatever went wrong, nobody shall wait for ever
                 self.transport.close()
+
+    async def _stream(self, response: Response, pieces: AsyncGenerator[bytes, None], exchange: _Exchange) -> None:
+        """Send a body as it comes, and as quickly as the client takes it: in chunks (RFC 9112, section 7.1), if the
+        client knows them. If it breaks off, the connection is reset, and nobody takes a part for the whole.
+        """
+        fields = [*self.server_state.default_headers, *([] if exchange.keep_alive else CLOSE)]
+        self.transport.write(written(response, [*fields, *(CHUNKED if exchange.chunks else [])]))
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if exchange.chunks else piece)
+                    self._answered = self._watch.ticks
+                    await self.flow.drain()
+                    if exchange.disconnected:
+                        return
+        except Exception:
+            _log.exception("an answer broke off")
+            self._reset()
+            return
+        if exchange.chunks:
+            self.transport.write(b"0\r\n\r\n")
+        self._written(exchange)
 
     def _write(self, response: Response, exchange: _Exchange) -> None:
         fields = self.server_state.default_headers
         if not exchange.keep_alive:
             fields = [*fields, *CLOSE]
         self.transport.write(written(response, fields, body=not exchange.head))
+        self._written(exchange)
+
+    def _written(self, exchange: _Exchange) -> None:
         exchange.response_complete = True
         if not exchange.keep_alive:
             self.transport.close()

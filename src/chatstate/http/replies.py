@@ -13,6 +13,9 @@ from chatstate.http.problems import RETRY_AFTER_SECONDS, problem_response
 CLOSE = [(b"connection", b"close")]
 """The header fields of the last answer on a connection."""
 
+CHUNKED = [(b"transfer-encoding", b"chunked")]
+"""Those of an answer whose length is not known at its beginning."""
+
 
 def written(response: Response, fields: list[tuple[bytes, bytes]], body: bool = True) -> bytes:
     """The response on the wire (RFC 9112), with further header fields."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chatstate.http import states, visits
-from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint, Handler
+from chatstate.http import privacy, states, tokens, visits
+from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint
+from chatstate.http.gate import NONE, Credential
 from chatstate.http.messages import Request, Response
 from chatstate.http.problems import problem_response
 from chatstate.http.reference import docs, openapi
@@ -19,18 +20,22 @@ async def alive(_api: Api, _request: Request) -> Response:
     return answer(Message("alive"))
 
 
-async def ready(api: Api, _request: Request) -> Response:
-    """Whether the store answers, and what an acknowledged write survives."""
-    return answer(await api.store.status())
+async def ready(api: Api, request: Request) -> Response:
+    """Whether the store answers, and what an acknowledged write survives; where it is, stands there for admins only."""
+    status = await api.store.status()
+    caller = await api.gate.identify(request)
+    return answer(status if "admin" in caller.scopes else StoreStatus(status.store.split()[0], status.durability))
 
 
 ENDPOINTS = (
     *states.ENDPOINTS,
     *visits.ENDPOINTS,
-    Endpoint("GET", "/healthz", alive, "Server", None, {200: Message}),
-    Endpoint("GET", "/readyz", ready, "Server", None, {200: StoreStatus}, STORE_PROBLEMS),
-    Endpoint("GET", "/openapi.json", openapi, "Server", None, {200: "application/json"}),
-    Endpoint("GET", "/docs", docs, "Server", None, {200: "text/html"}),
+    *tokens.ENDPOINTS,
+    *privacy.ENDPOINTS,
+    Endpoint("GET", "/healthz", NONE, alive, "Server", None, {200: Message}),
+    Endpoint("GET", "/readyz", NONE, ready, "Server", None, {200: StoreStatus}, STORE_PROBLEMS),
+    Endpoint("GET", "/openapi.json", NONE, openapi, "Server", None, {200: "application/json"}),
+    Endpoint("GET", "/docs", NONE, docs, "Server", None, {200: "text/html"}),
 )
 
 
@@ -40,7 +45,7 @@ class _Node:
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
         self.parameter: tuple[str, _Node] | None = None
-        self.handlers: dict[str, Handler] = {}
+        self.endpoints: dict[str, Endpoint] = {}
         self.accept_patch = ""
 
 
@@ -56,9 +61,10 @@ class Routes:
         self._root = _Node()
         for endpoint in endpoints:
             node = self._grow(endpoint.path)
-            node.handlers[endpoint.method] = endpoint.handler
+            _check_declared(endpoint)
+            node.endpoints[endpoint.method] = endpoint
             if endpoint.method == "GET":
-                node.handlers["HEAD"] = endpoint.handler  # who carries the answer leaves its body out
+                node.endpoints["HEAD"] = endpoint  # who carries the answer leaves its body out
             if isinstance(endpoint.body, Mapping):
                 node.accept_patch = ", ".join(endpoint.body)
 
@@ -86,13 +92,15 @@ class Routes:
         return node
 
     async def respond(self, request: Request) -> Response:
-        """The answer of the handler. Raises what it raises."""
+        """The answer of the handler, if the caller may use the route. Raises what they raise."""
         node = self._find(request)
-        handler = node and node.handlers.get(request.method)
-        if handler:
-            return await handler(self._api, request)
-        if node and node.handlers:
-            allowed = ", ".join(node.handlers)
+        endpoint = node and node.endpoints.get(request.method)
+        if endpoint:
+            request.action = endpoint.handler.__name__
+            request.caller = await self._api.gate.admit(endpoint.credential, request)
+            return await endpoint.handler(self._api, request)
+        if node and node.endpoints:
+            allowed = ", ".join(node.endpoints)
             if request.method == "OPTIONS":  # RFC 5789, section 3.1
                 accept_patch = {"accept-patch": node.accept_patch} if node.accept_patch else {}
                 return Response(204, headers={"allow": allowed, **accept_patch})
@@ -100,6 +108,12 @@ class Routes:
         return problem_response(
             "not_found", "There is nothing at this path. The routes: /openapi.json, readable at /docs."
         )
+
+
+def _check_declared(endpoint: Endpoint) -> None:
+    """Python takes any value; a route that wants nothing to be shown must say so."""
+    if not isinstance(endpoint.credential, Credential):
+        raise TypeError(f"The route {endpoint.method} {endpoint.path} does not declare which credential it wants.")
 
 
 def encode_path(path: str) -> str:

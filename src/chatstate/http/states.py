@@ -6,9 +6,20 @@ from collections.abc import Awaitable
 from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
-from msgspec import UNSET, Meta
+from msgspec import UNSET, Meta, Struct, json
 
-from chatstate.errors import ChatStateError, PreconditionFailed, UnsupportedMediaType
+from chatstate.access import OPEN
+from chatstate.errors import (
+    ChatStateError,
+    Forbidden,
+    OutcomeUnknown,
+    PatchConflict,
+    PreconditionFailed,
+    SessionNotFound,
+    StateNotPatchable,
+    StoreError,
+    UnsupportedMediaType,
+)
 from chatstate.http.api import BODY_PROBLEMS, STORE_PROBLEMS, Api, Endpoint
 from chatstate.http.conditions import (
     etag,
@@ -18,6 +29,7 @@ from chatstate.http.conditions import (
     precondition,
     prefers_representation,
 )
+from chatstate.http.gate import key, key_or_token
 from chatstate.http.messages import Request, Response
 from chatstate.http.paging import next_page, read_cursor, read_limit, read_parameters, write_cursor
 from chatstate.http.shapes import (
@@ -39,7 +51,6 @@ from chatstate.http.wire import (
     Findings,
     answer,
     check_media_type,
-    decode_id,
     encode_id,
     read_body,
     read_expires_in,
@@ -84,8 +95,11 @@ async def save(api: Api, request: Request) -> Response:
     expires_in = findings.of("expires_in_seconds", read_expires_in, body.expires_in_seconds)
     findings.raise_if_any()
     expect, once = await _conditions(api, request, "save")
-    write = api.sessions.save(user_session_id, chat_state, last_activity, expect, expires_in=expires_in, once=once)
-    session = await _current_shown(api, request, user_session_id, write)
+    own_id = api.own(request, user_session_id)
+    # What is not theirs is not there for them, and not theirs to create either.
+    save_or_fail = api.sessions.save if own_id == user_session_id else api.sessions.update
+    write = save_or_fail(own_id, chat_state, last_activity, expect, expires_in=expires_in, once=once)
+    session = await _current_shown(api, request, own_id, write)
     response = _written(session, record(session), 201 if session.is_new else 200)
     if session.is_new:
         response.headers["location"] = f"{request.mount}{SESSIONS}/{encode_id(session.user_session_id)}"
@@ -95,7 +109,7 @@ async def save(api: Api, request: Request) -> Response:
 async def load(api: Api, request: Request) -> Response:
     """Load a state."""
     required, known = if_match(request.headers), if_none_match(request.headers)
-    session = await api.sessions.load(path_id(request))
+    session = await api.sessions.load(api.path_id(request))
     tag = session.tag
     headers = {"etag": etag(tag)}
     if not required.allows(tag):
@@ -107,7 +121,7 @@ async def load(api: Api, request: Request) -> Response:
 
 async def update(api: Api, request: Request) -> Response:
     """Change a session that exists: its state, its time of last activity, its expiry."""
-    user_session_id = path_id(request)
+    user_session_id = api.path_id(request)
     body = await read_body(request, UpdateBody, api.limits.body_bytes)
     findings = Findings()
     given = body.chat_state is not UNSET
@@ -118,28 +132,30 @@ async def update(api: Api, request: Request) -> Response:
     expect, once = await _conditions(api, request, "update")
     write = api.sessions.update(user_session_id, chat_state, last_activity, expect, expires_in=expires_in, once=once)
     session = await _current_shown(api, request, user_session_id, write)
-    return _written(session, record(session))
+    return _written(session, record(session) if given or _may_read(request) else summary(session))
 
 
 async def patch(api: Api, request: Request) -> Response:
     """Change a part of the state on the server: a JSON merge patch (RFC 7396) or a JSON patch (RFC 6902)."""
-    user_session_id = path_id(request)
+    user_session_id = api.path_id(request)
     try:
         media_type = check_media_type(request.headers, list(MEDIA_TYPES))
     except UnsupportedMediaType as error:
         raise UnsupportedMediaType(error.message, accept_patch=_ACCEPT_PATCH) from None
     body = await request.read(api.limits.body_bytes)
     apply = await unhurried(MEDIA_TYPES[media_type], body)
+    if not _may_read(request) and media_type == _JSON_PATCH and _reads(body):
+        raise Forbidden("`test`, `copy` and `move` tell what the state is, so they take the scope `read`.", "read")
     expect, once = await _conditions(api, request, media_type)
     limit = api.limits.state_bytes
     write = api.sessions.edit(user_session_id, lambda state: unhurried(apply, state, limit), expect, once)
-    session = await _current_shown(api, request, user_session_id, write)
+    session = await _current_shown(api, request, user_session_id, _without_hints(request, write))
     return _edited(request, session)
 
 
 async def restore(api: Api, request: Request) -> Response:
     """Bring an earlier version back, as a new version."""
-    user_session_id = path_id(request)
+    user_session_id = api.path_id(request)
     body = await read_body(request, RestoreBody, api.limits.body_bytes)
     findings = Findings()
     version = findings.of("version", read_version, body.version)
@@ -151,14 +167,30 @@ async def restore(api: Api, request: Request) -> Response:
 
 
 async def delete(api: Api, request: Request) -> Response:
-    """Delete a session: its state and all its versions. Its visits stay."""
-    user_session_id = path_id(request)
+    """Delete a session: all that is kept about it, its visits too. If it is interrupted, the next try goes on."""
+    user_session_id = api.path_id(request)
     expect, once = await _conditions(api, request, "delete")
-    replayed = await _current_shown(
-        api, request, user_session_id, api.sessions.delete(user_session_id, expect, once=once)
-    )
+    replayed = False
+    try:
+        write = api.sessions.delete(user_session_id, expect, once=once)
+        replayed = await _current_shown(api, request, user_session_id, write)
+    except SessionNotFound:
+        if api.keep_visits or not await api.visits.erase(user_session_id):
+            raise
+    else:
+        await _erase_visits(api, user_session_id)
     headers = {"idempotency-replayed": "true"} if replayed else {}
     return answer(Message("Chat state session deleted"), headers=headers)
+
+
+async def _erase_visits(api: Api, user_session_id: str) -> None:
+    """Erase the visits of a session that has just been deleted."""
+    if api.keep_visits:
+        return
+    try:
+        await api.visits.erase(user_session_id)
+    except StoreError as error:  # which may say that nothing was written
+        raise OutcomeUnknown("The session is deleted, its visits are not, or not all of them. Try again.") from error
 
 
 async def list_sessions(api: Api, request: Request) -> Response:
@@ -169,19 +201,24 @@ async def list_sessions(api: Api, request: Request) -> Response:
     with_state = include == "chat_state"
     if include is not None and not with_state:
         findings.add("include", "must be chat_state, the only member that can be asked for")
+    if with_state and not _may_read(request):
+        raise Forbidden("This API key lacks the scope `read`, which lists with states need.", "read")
     most = _MOST_LISTED_WITH_STATE if with_state else _MOST_LISTED
     limit = findings.of("limit", read_limit, given.get("limit"), min(100, most), most)
     order = findings.of("order", _read_order, given.get("order", "activity"))
     after = findings.of("cursor", _read_position, given.get("cursor"), order)
     findings.of("prefix", check_prefix, given.get("prefix", ""))
+    prefix = request.caller.within.narrowed(given.get("prefix", ""))
     active_after = findings.of("active_after", _read_query_time, given.get("active_after"))
     active_before = findings.of("active_before", _read_query_time, given.get("active_before"))
     findings.raise_if_any()
+    if prefix is None:
+        return answer(SessionPage([], None))
     sessions = await api.sessions.list(
         limit=limit + 1,  # one more shows whether there is a next page
         order=order,
         after=after,
-        prefix=given.get("prefix", ""),
+        prefix=prefix,
         active_after=active_after,
         active_before=active_before,
         with_state=with_state,
@@ -195,7 +232,7 @@ async def list_sessions(api: Api, request: Request) -> Response:
 
 async def list_versions(api: Api, request: Request) -> Response:
     """List the versions of a session that are kept, newest first."""
-    user_session_id = path_id(request)
+    user_session_id = api.path_id(request)
     given = read_parameters(request, ("limit", "cursor"))
     findings = Findings()
     limit = findings.of("limit", read_limit, given.get("limit"), 100, _MOST_LISTED)
@@ -215,7 +252,7 @@ async def list_versions(api: Api, request: Request) -> Response:
 
 async def load_version(api: Api, request: Request) -> Response:
     """Load a version of a session."""
-    user_session_id = path_id(request)
+    user_session_id = api.path_id(request)
     number = request.params["version"]
     if not (number.isascii() and number.isdigit() and len(number) < 19):
         number = "0"  # there is no such version
@@ -227,17 +264,38 @@ async def load_version(api: Api, request: Request) -> Response:
 # --- What these have in common ----------------------------------------------------------------------------------------
 
 
-def path_id(request: Request) -> str:
-    return decode_id(request.params["userSessionId"])
-
-
 async def _conditions(api: Api, request: Request, operation: str) -> tuple[Expect, IdempotencyKey | None]:
     """What the header fields of a write demand."""
     expect = precondition(request.headers, api.require_preconditions)
     if not request.headers.all("idempotency-key"):
         return expect, None
     body = await request.read(api.limits.body_bytes)
-    return expect, idempotency_key(request.headers, operation, body)
+    caller = "" if request.caller is OPEN else request.caller.name
+    return expect, idempotency_key(request.headers, operation, body, caller, api.digest_key)
+
+
+class _Operation(Struct):
+    """Of a JSON Patch, what it does; the values, which may be numbers of any size, are left alone."""
+
+    op: str
+
+
+def _reads(patch: bytes) -> bool:
+    """Whether one of the operations of a valid JSON Patch takes something out of the state."""
+    return any(operation.op in ("test", "copy", "move") for operation in json.decode(patch, type=list[_Operation]))
+
+
+async def _without_hints(request: Request, write: Awaitable[Value]) -> Value:
+    """What the write gives. Why a patch does not fit tells what the state is, so not everybody is told."""
+    try:
+        return await write
+    except (PatchConflict, StateNotPatchable) as error:
+        raise (error if _may_read(request) else type(error)()) from None
+
+
+def _may_read(request: Request) -> bool:
+    """Whether the caller may see a state that they have not just sent."""
+    return "read" in request.caller.scopes
 
 
 async def _current_shown(api: Api, request: Request, user_session_id: str, write: Awaitable[Value]) -> Value:
@@ -245,7 +303,7 @@ async def _current_shown(api: Api, request: Request, user_session_id: str, write
     try:
         return await write
     except PreconditionFailed as error:
-        if not prefers_representation(request.headers):
+        if not (prefers_representation(request.headers) and _may_read(request)):
             raise
         try:
             session = await api.sessions.load(user_session_id)
@@ -264,7 +322,7 @@ def _written(session: Session, shown: SessionRecord | SessionSummary, status: in
 def _edited(request: Request, session: Session) -> Response:
     """The answer to an edit, with the state only if the client prefers so, and if it is still kept."""
     kept = not isinstance(session, Replayed) or session.state_is_kept
-    if not (prefers_representation(request.headers) and kept):
+    if not (prefers_representation(request.headers) and kept and _may_read(request)):
         return _written(session, summary(session))
     response = _written(session, record(session))
     response.headers["preference-applied"] = "return=representation"
@@ -321,7 +379,8 @@ _WRITE_PROBLEMS = (
     "idempotency_key_reused",
     *STORE_PROBLEMS,
 )
-_PATCHES = {"application/json-patch+json": JsonPatch, "application/merge-patch+json": MergePatch}
+_JSON_PATCH = "application/json-patch+json"
+_PATCHES = {_JSON_PATCH: JsonPatch, "application/merge-patch+json": MergePatch}
 _ACCEPT_PATCH = ", ".join(_PATCHES)
 
 STATES = "Chat state"
@@ -330,16 +389,18 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         SESSIONS,
+        key_or_token("write", anonymous=True),
         save,
         STATES,
         SaveBody,
         {200: SessionRecord, 201: SessionRecord},
-        (*BODY_PROBLEMS, *_WRITE_PROBLEMS),
+        (*BODY_PROBLEMS, "session_not_found", *_WRITE_PROBLEMS),
         _WRITE,
     ),
     Endpoint(
         "GET",
         SESSIONS,
+        key("list"),
         list_sessions,
         STATES,
         None,
@@ -350,6 +411,7 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         SESSION,
+        key_or_token("read", anonymous=True),
         load,
         STATES,
         None,
@@ -360,6 +422,7 @@ ENDPOINTS = (
     Endpoint(
         "PUT",
         SESSION,
+        key_or_token("write", anonymous=True),
         update,
         STATES,
         UpdateBody,
@@ -370,6 +433,7 @@ ENDPOINTS = (
     Endpoint(
         "PATCH",
         SESSION,
+        key_or_token("write"),
         patch,
         STATES,
         _PATCHES,
@@ -387,6 +451,7 @@ ENDPOINTS = (
     Endpoint(
         "DELETE",
         SESSION,
+        key_or_token("delete", anonymous=True),
         delete,
         STATES,
         None,
@@ -397,6 +462,7 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         f"{SESSION}/versions",
+        key_or_token("read"),
         list_versions,
         STATES,
         None,
@@ -407,6 +473,7 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         f"{SESSION}/versions/{{version}}",
+        key_or_token("read"),
         load_version,
         STATES,
         None,
@@ -416,6 +483,7 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         f"{SESSION}/restore",
+        key_or_token("write"),
         restore,
         STATES,
         RestoreBody,

@@ -10,8 +10,9 @@ from urllib.parse import unquote_to_bytes
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import asdict
 
-from chatstate.errors import BodyTooLarge, UnsupportedMediaType, VisitNotFound
+from chatstate.errors import BodyTooLarge, SessionNotFound, UnsupportedMediaType, VisitNotFound
 from chatstate.http.api import BODY_PROBLEMS, STORE_PROBLEMS, Api, Endpoint
+from chatstate.http.gate import key, key_or_token
 from chatstate.http.messages import Request, Response
 from chatstate.http.paging import next_page, read_cursor, read_limit, read_parameters, write_cursor
 from chatstate.http.shapes import UserSessionId
@@ -19,7 +20,6 @@ from chatstate.http.wire import (
     Findings,
     Member,
     answer,
-    decode_id,
     read_body,
     read_id,
     read_text,
@@ -166,6 +166,8 @@ async def create_visit(api: Api, request: Request) -> Response:
         body.session_start_time = UNSET
     members = _read_members(body, findings)
     findings.raise_if_any()
+    if api.own(request, user_session_id) != user_session_id:
+        raise SessionNotFound
     visit = await api.visits.create(user_session_id, session_id, members)
     return answer(record(visit), 201, {"location": f"{request.mount}{VISITS}/{visit.session_id}"})
 
@@ -177,12 +179,14 @@ async def list_visits(api: Api, request: Request) -> Response:
 
 async def list_visits_of_user(api: Api, request: Request) -> Response:
     """List the visits of one user session, newest start first."""
-    return await _page(api, request, decode_id(request.params["userSessionId"]))
+    return await _page(api, request, api.path_id(request))
 
 
 async def load_visit(api: Api, request: Request) -> Response:
     """Load a visit."""
-    return answer(record(await api.visits.load(_path_session_id(request))))
+    visit = await api.visits.load(_path_session_id(request), request.caller.within)
+    request.session = visit.user_session_id
+    return answer(record(visit))
 
 
 async def change_visit(api: Api, request: Request) -> Response:
@@ -192,12 +196,14 @@ async def change_visit(api: Api, request: Request) -> Response:
         body = await _read(request, ChangeVisitBody, _PATCHES)
     except UnsupportedMediaType as error:
         raise UnsupportedMediaType(error.message, accept_patch=", ".join(_PATCHES)) from None
-    return answer(record(await api.visits.change(session_id, _changes(body))))
+    visit = await api.visits.change(session_id, _changes(body), request.caller.within)
+    request.session = visit.user_session_id
+    return answer(record(visit) if "read" in request.caller.scopes else Updated(1))
 
 
 async def change_visits_of_user(api: Api, request: Request) -> Response:
     """Change all visits of one user session."""
-    user_session_id = decode_id(request.params["userSessionId"])
+    user_session_id = api.path_id(request)
     changes = _changes(await _read(request, ChangeVisitBody))
     return answer(Updated(await api.visits.change_all(user_session_id, changes)))
 
@@ -208,7 +214,8 @@ async def _page(api: Api, request: Request, user_session_id: str | None = None) 
     limit = findings.of("limit", read_limit, given.get("limit"), _PAGE, _LARGEST_PAGE)
     after = findings.of("cursor", _read_position, given.get("cursor"))
     findings.raise_if_any()
-    visits = await api.visits.page(user_session_id, limit=limit + 1, after=after)  # one more: is there a next page?
+    # One more shows whether there is a next page.
+    visits = await api.visits.page(user_session_id, within=request.caller.within, limit=limit + 1, after=after)
     shown = visits[:limit]
     cursor = _write_position(shown[-1]) if len(visits) > limit else None
     return answer([record(visit) for visit in shown], headers=next_page(request, given, cursor))
@@ -348,23 +355,53 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         VISITS,
+        key_or_token("write"),
         create_visit,
         _TAG,
         CreateVisitBody,
         {201: VisitRecord},
-        (*BODY_PROBLEMS, "visit_exists", *STORE_PROBLEMS),
+        (*BODY_PROBLEMS, "session_not_found", "visit_exists", *STORE_PROBLEMS),
     ),
-    Endpoint("GET", VISITS, list_visits, _TAG, None, {200: list[VisitRecord]}, _LIST_PROBLEMS, _LISTED),
-    Endpoint("GET", VISIT, load_visit, _TAG, None, {200: VisitRecord}, ("visit_not_found", *STORE_PROBLEMS)),
+    Endpoint("GET", VISITS, key("list"), list_visits, _TAG, None, {200: list[VisitRecord]}, _LIST_PROBLEMS, _LISTED),
+    Endpoint(
+        "GET",
+        VISIT,
+        key_or_token("read"),
+        load_visit,
+        _TAG,
+        None,
+        {200: VisitRecord},
+        ("visit_not_found", *STORE_PROBLEMS),
+    ),
     Endpoint(
         "PATCH",
         VISIT,
+        key_or_token("write"),
         change_visit,
         _TAG,
         dict.fromkeys(_PATCHES, ChangeVisitBody),
         {200: VisitRecord},
         _CHANGE_PROBLEMS,
     ),
-    Endpoint("GET", VISITS_OF_USER, list_visits_of_user, _TAG, None, {200: list[VisitRecord]}, _LIST_PROBLEMS, _LISTED),
-    Endpoint("PUT", VISITS_OF_USER, change_visits_of_user, _TAG, ChangeVisitBody, {200: Updated}, _CHANGE_PROBLEMS),
+    Endpoint(
+        "GET",
+        VISITS_OF_USER,
+        key_or_token("read"),
+        list_visits_of_user,
+        _TAG,
+        None,
+        {200: list[VisitRecord]},
+        _LIST_PROBLEMS,
+        _LISTED,
+    ),
+    Endpoint(
+        "PUT",
+        VISITS_OF_USER,
+        key_or_token("write"),
+        change_visits_of_user,
+        _TAG,
+        ChangeVisitBody,
+        {200: Updated},
+        _CHANGE_PROBLEMS,
+    ),
 )

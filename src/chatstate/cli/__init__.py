@@ -1,0 +1,46 @@
+"""The command line: `chatstate` and its commands. `chatstate --help` lists them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from chatstate import __version__
+from chatstate.cli import keys, maintain
+from chatstate.cli import serve as serving
+from chatstate.cli.common import WHERE_ELSE, with_settings
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=WHERE_ELSE,
+)
+@click.version_option(__version__, message="chatstate %(version)s")
+@with_settings()
+@click.pass_context
+def main(context: click.Context, /, **flags: Any) -> None:
+    """The session server for chatbots. Without a command: serve."""
+    if context.invoked_subcommand is None:
+        serving.start(flags)
+    elif any(value is not None for value in flags.values()):
+        raise click.UsageError(f"Write the options behind the command: chatstate {context.invoked_subcommand} …")
+
+
+@click.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"chatstate {__version__}")
+
+
+for command in (
+    serving.serve,
+    keys.keys,
+    keys.tokens,
+    keys.audit_id,
+    maintain.migrate,
+    maintain.sweep,
+    version,
+):
+    main.add_command(command)

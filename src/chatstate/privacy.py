@@ -1,0 +1,130 @@
+"""What is kept about somebody: taking it out, and erasing it. By session, and by person, whom visits name."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from secrets import token_hex
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from chatstate.errors import SessionNotFound, StoreUnavailable, UserNotFound
+from chatstate.model import EVERYTHING, Remembered, Session, Version, Within
+from chatstate.records import Records
+from chatstate.sessions import Sessions
+from chatstate.stores.base import Store
+from chatstate.tokens import Tokens
+from chatstate.visit import Visit, VisitPosition
+from chatstate.visits import Visits
+
+_VERSIONS_AT_ONCE = 5
+"""How many versions are read at once; their states may be large."""
+
+_AT_ONCE = 100
+
+
+class HashKey(Struct, frozen=True):
+    """The key of hashes, in hexadecimal digits."""
+
+    key: str
+
+
+async def audit_key(store: Store, now: datetime) -> bytes:
+    """The key of the hashes that stand for sessions in audit logs."""
+    return await _hash_key(store, "audit_keys", "sessions", now)
+
+
+async def digest_key(store: Store, now: datetime) -> bytes:
+    """The key of the digests by which repeated requests are known: without it they tell who reads the database, and
+    guesses a body, that the guess is right."""
+    return await _hash_key(store, "digest_keys", "requests", now)
+
+
+async def _hash_key(store: Store, collection: str, name: str, now: datetime) -> bytes:
+    """The same for all servers on the store and for ever; made when it is first asked for."""
+    kept = Records(store, collection, HashKey)
+    await kept.put(name, HashKey(token_hex(32)), now, expect=0)
+    found = await kept.get(name, now)
+    if found is None:
+        raise StoreUnavailable
+    return bytes.fromhex(found.key)
+
+
+class Erased(NamedTuple):
+    """How much was removed."""
+
+    sessions: int
+    visits: int
+
+
+class Held(NamedTuple):
+    """What is kept about a session, but for its versions and its visits, which may be many."""
+
+    user_session_id: str
+    session: Session | None
+    remembered: Sequence[Remembered]
+    tokens_revoked_at: datetime | None
+
+
+class Privacy:
+    """Works on all collections at once; each step is atomic, and what was interrupted goes on with the next try."""
+
+    def __init__(self, sessions: Sessions, visits: Visits, tokens: Tokens) -> None:
+        self._sessions = sessions
+        self._visits = visits
+        self._tokens = tokens
+
+    async def held(self, user_session_id: str, now: datetime) -> Held:
+        """What is kept about the session. Raises `SessionNotFound` when that is nothing, not even a visit."""
+        session = None
+        with suppress(SessionNotFound):
+            session = await self._sessions.load(user_session_id)
+        remembered = await self._sessions.remembered(user_session_id)
+        revoked_at = await self._tokens.revoked_at(user_session_id, now)
+        if not (session or remembered or revoked_at or await self._visits.page(user_session_id, limit=1)):
+            raise SessionNotFound
+        return Held(user_session_id, session, remembered, revoked_at)
+
+    async def versions(self, user_session_id: str) -> AsyncIterator[Version]:
+        """All versions of a session that are kept, newest first, with their states."""
+        before = None
+        with suppress(SessionNotFound):  # deleted meanwhile
+            while page := await self._sessions.versions(user_session_id, _VERSIONS_AT_ONCE, before, with_state=True):
+                for version in page:
+                    yield version
+                before = page[-1].version
+
+    async def visits(self, user_session_id: str, user_id: str | None = None) -> AsyncIterator[Visit]:
+        """All visits of a session, newest first; with a person, none that names another one."""
+        after = None
+        while page := await self._visits.page(user_session_id, limit=_AT_ONCE, after=after):
+            for visit in page:
+                if user_id is None or visit.user_id in (None, user_id):
+                    yield visit
+            after = VisitPosition(page[-1].session_start_time, page[-1].session_id)
+
+    async def user_sessions(self, user_id: str, within: Within = EVERYTHING) -> AsyncIterator[str]:
+        """The ids of all sessions of a person."""
+        after = ""
+        while page := await self._visits.user_sessions(user_id, within=within, after=after, limit=_AT_ONCE):
+            for user_session_id in page:
+                yield user_session_id
+            after = page[-1]
+
+    async def erase_user(self, user_id: str, now: datetime, within: Within, erasing: Callable[[str], None]) -> Erased:
+        """Remove all that is kept about a person, and make the tokens of their sessions void, so that no open browser
+        brings one back. Visits, which say which sessions are theirs, go last. Each session is given to `erasing`
+        before. Raises `UserNotFound`."""
+        sessions = visits = 0
+        async for user_session_id in self.user_sessions(user_id, within):
+            erasing(user_session_id)
+            await self._tokens.revoke(user_session_id, now)
+            with suppress(SessionNotFound):
+                await self._sessions.delete(user_session_id)
+                sessions += 1
+            visits += await self._visits.erase(user_session_id, user_id)
+        if not visits:
+            raise UserNotFound
+        return Erased(sessions, visits)
