@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ARGS ?=
 
-.PHONY: help serve test simulate lint format bench bench-quick lock reference clean
+.PHONY: help serve test simulate mutants lint format bench bench-quick lock reference clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -18,6 +18,9 @@ test: .venv/dev  ## Run all tests, on SQLite and on real PostgreSQL servers that
 simulate: .venv/dev  ## Random requests against a model of the rules (SEED=7 replays, STORE=sqlite, EXAMPLES=100000)
 	CHATSTATE_TEST_SEED=$(SEED) CHATSTATE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/simulate \
 		-k "test_the_servers and $(or $(STORE),test)" $(ARGS)
+
+mutants: .venv/dev  ## Change who is let in, a little at a time, and list what no test notices (ARGS="keys.py" for one file)
+	$(BIN)/python -m tools.mutants $(ARGS)
 
 lint: .venv/dev  ## Check style and types
 	$(BIN)/ruff check
