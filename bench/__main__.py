@@ -20,6 +20,7 @@ import psutil
 from msgspec import Struct, json
 
 from bench import peers
+from bench.access import access
 from bench.chatstate import ROOT, ChatStateOnPostgres, ChatStateOnSQLite, ChatStateServer, HttpAlone
 from bench.growth import growth, tuning
 from bench.half_open import half_opens
@@ -33,7 +34,7 @@ from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "turns", "lists", "half-open", "growth", "tuning")
+PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "growth", "tuning")
 OPEN_SHARE = 0.7
 FEWER = 10
 """How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
@@ -76,6 +77,8 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
     ours = plan.chosen([ChatStateOnPostgres(), ChatStateOnSQLite()])
     if "turns" in plan.parts:
         _turns(bench, plan, spec, ours)
+    if "access" in plan.parts:
+        access(bench, ours, spec, plan.rounds)
     if "lists" in plan.parts:
         lists(bench, ours, spec, *((1, FEWER) if plan.quick else (plan.rounds, MANY)))
     if "half-open" in plan.parts:

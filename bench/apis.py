@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from msgspec import json
 
@@ -25,6 +26,29 @@ class Api(ABC):
     def append(self, number: int, message: str) -> bytes:
         """Append a message, the text of JSON, to the member `messages` of the state; only for those that can."""
         raise NotImplementedError
+
+
+class WithCredentials(Api):
+    """Another one's requests with a credential: each session has its own, or all share one."""
+
+    def __init__(self, api: Api, bearers: Sequence[str]) -> None:
+        self._api = api
+        self._fields = [f"Host: 127.0.0.1\r\nAuthorization: Bearer {bearer}\r\n".encode() for bearer in bearers]
+
+    def save(self, number: int, state: str) -> bytes:
+        return self._with_field(number, self._api.save(number, state))
+
+    def load(self, number: int) -> bytes:
+        return self._with_field(number, self._api.load(number))
+
+    def fill(self, number: int, state: str) -> bytes:
+        return self._with_field(number, self._api.fill(number, state))
+
+    def append(self, number: int, message: str) -> bytes:
+        return self._with_field(number, self._api.append(number, message))
+
+    def _with_field(self, number: int, request: bytes) -> bytes:
+        return request.replace(b"Host: 127.0.0.1\r\n", self._fields[number % len(self._fields)], 1)
 
 
 def request(

@@ -6,13 +6,20 @@ and no server of this design can be quicker. That store is part of the bench and
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
+from http.client import HTTPConnection
 from pathlib import Path
 
+import msgspec
+from msgspec import json
+
+from bench.apis import user_session_id
 from bench.systems import Running, System, launched
 from chatstate import create_app
 from chatstate.http.server import bind, run
@@ -28,16 +35,19 @@ class ChatStateServer(System):
 
     mixes = ("save", "load", "half", "conditional", "keyed", "append")
 
-    def __init__(self, name: str | None = None, *options: str) -> None:
+    def __init__(self, name: str | None = None, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self.name = name or self.name
         self._options = options
+        self._environment = environment or {}
 
     @contextmanager
     def _serving(self, folder: Path, store_url: str) -> Iterator[Running]:
         port = free_port()
         command = [sys.executable, "-m", "chatstate", "serve", "--store", store_url, "--port", str(port)]
         command += self._options
-        with launched(command, folder=folder, port=port, environment={}, ready_path="/healthz") as server:
+        with launched(
+            command, folder=folder, port=port, environment=self._environment, ready_path="/healthz"
+        ) as server:
             yield server
 
 
@@ -65,6 +75,55 @@ class ChatStateOnPostgres(ChatStateServer):
         assert database_url is not None
         with self._serving(folder, database_url) as server:
             yield server
+
+
+class WithKey(System):
+    """Another system that wants an API key, which all requests show; with limits that no request reaches."""
+
+    kind = "with an API key"
+
+    def __init__(self, open_one: type[ChatStateServer], sessions: int) -> None:
+        self._sessions = sessions
+        limits = [("--rate-per-key", MOST_RATE), ("--rate-per-session", MOST_RATE)]
+        self._keyed = open_one(f"{open_one.name}, {self.kind}", *(word for limit in limits for word in limit))
+        self.name, self.needs_postgres = self._keyed.name, self._keyed.needs_postgres
+
+    @contextmanager
+    def running(self, folder: Path, database_url: str | None) -> Iterator[Running]:
+        """See `System.running`."""
+        key = _create_key(database_url or sqlite_url(folder), folder)
+        with self._keyed.running(folder, database_url) as server:
+            yield msgspec.structs.replace(server, bearers=self._bearers(server.port, key))
+
+    def _bearers(self, port: int, key: str) -> tuple[str, ...]:
+        return (key,)
+
+
+class WithTokens(WithKey):
+    """The same with a session token for each session."""
+
+    kind = "with session tokens"
+
+    def _bearers(self, port: int, key: str) -> tuple[str, ...]:
+        with closing(HTTPConnection(LOOPBACK, port, timeout=20)) as connection:
+            return tuple(_mint(connection, key, number) for number in range(self._sessions))
+
+
+MOST_RATE = "1000000"
+
+
+def _create_key(url: str, folder: Path) -> str:
+    command = [sys.executable, "-m", "chatstate", "keys", "create", "--name", "bench", "--json"]
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "CHATSTATE_STORE": url}
+    made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
+    return str(json.decode(made.stdout)["key"])
+
+
+def _mint(connection: HTTPConnection, key: str, number: int) -> str:
+    body = json.encode({"user_session_id": user_session_id(number)})
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connection.request("POST", "/tokens", body, headers)
+    return str(json.decode(connection.getresponse().read())["token"])
 
 
 class HttpAlone(System):
@@ -127,8 +186,8 @@ class MemoryStore(Store):
         raise NotImplementedError  # nothing of the bench makes visits
 
     async def list(self, query: Query) -> Sequence[Row]:
-        """See `Store.list`. Nothing of the bench asks."""
-        raise NotImplementedError
+        """See `Store.list`. There are no API keys, and nothing of the bench asks for more."""
+        return []
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         """See `Store.sweep`. Nothing here expires."""

@@ -27,7 +27,7 @@ from typing import Literal, cast
 import uvloop
 from msgspec import Struct, json
 
-from bench.apis import APIS
+from bench.apis import APIS, WithCredentials
 from bench.requests import Requests, states
 
 LOOPBACK = "127.0.0.1"
@@ -65,6 +65,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     warmup       seconds that are not counted
     seconds      that are counted
     rate         arrivals a second
+    bearers      credentials: of session 0, 1, … and then again from the first one; none are sent without any
     seed         replays the choice of words, sessions and arrivals
     """
 
@@ -78,6 +79,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     warmup: float = 1.0
     seconds: float = 4.0
     rate: float = 0.0
+    bearers: tuple[str, ...] = ()
     seed: int = 1
 
 
@@ -257,7 +259,8 @@ class Load(ABC):
         self.tags = dict(tags or {})
         self._saving: set[int] = set()
         self.dice = random.Random(spec.seed)
-        self.requests = Requests(APIS[spec.api], spec.state_bytes, spec.seed)
+        self.api = WithCredentials(APIS[spec.api], spec.bearers) if spec.bearers else APIS[spec.api]
+        self.requests = Requests(self.api, spec.state_bytes, spec.seed)
         self.connections: set[Connection] = set()
         self.counting = self.ended = False
         self.began = self.stopped = self._cpu = 0.0
@@ -530,7 +533,7 @@ class Fill(OnceEach):
     def visit(self, connection: Connection, number: int) -> None:
         """See `OnceEach.visit`."""
         state = self._states[number % len(self._states)]
-        connection.send(True, number, APIS[self.spec.api].fill(number, state), perf_counter())
+        connection.send(True, number, self.api.fill(number, state), perf_counter())
 
 
 class Learn(OnceEach):

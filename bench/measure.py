@@ -208,6 +208,7 @@ class Started:
         self.start_seconds = running.start_seconds
         self.port = running.port
         self._api = system.api
+        self._bearers = running.bearers
         self._server = Tree(running.pid)
 
     def fill(self, spec: Spec) -> None:
@@ -240,7 +241,7 @@ class Started:
             self.database.vacuum()
 
     def _addressed(self, spec: Spec, **changes: Any) -> Spec:
-        return changed(spec, port=self.port, api=self._api, **changes)
+        return changed(spec, port=self.port, api=self._api, bearers=self._bearers, **changes)
 
 
 def changed(spec: Spec, **changes: Any) -> Spec:

@@ -13,7 +13,9 @@ WIDTH = 110
 
 def report(results: Results) -> str:
     """Everything that a person wants to read."""
-    parts = (_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _turns, _lists, _half_open, _left_out)
+    parts = (
+        *(_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _turns, _access, _lists, _half_open, _left_out),
+    )
     return "\n".join(line.rstrip() for part in parts for line in part(results)) + "\n"
 
 
@@ -123,15 +125,23 @@ _CROWDED = {"rate": "rate", "cpu_us": "CPU", "p50": "p50", "p99": "p99"}
 
 
 def _turns(results: Results) -> Iterator[str]:
+    yield from _comparisons(results, "turns", "What it costs not to lose a turn")
+
+
+def _access(results: Results) -> Iterator[str]:
+    yield from _comparisons(results, "access", "What it costs to know who is calling, and to encrypt")
+
+
+def _comparisons(results: Results, part: str, title: str) -> Iterator[str]:
     headers = ("", "", *_COMPARED.values(), "floors", "/s", "CPU µs")
     lines = []
     for compared in results.comparisons:
         row = results.find(*compared.ours)
-        if row and row.part == "turns":
+        if row and row.part == part:
             ratios = [_share(results.ratio(compared, measure)) for measure in _COMPARED]
             figures = (_verdict(results, compared), _rate(row), _number(row, "cpu_us"))
             lines.append((compared.what, _store(row), *ratios, *figures))
-    yield from _table("What it costs not to lose a turn: ratios, and the first one's figures", headers, lines, left=2)
+    yield from _table(f"{title}: ratios, and the first one's figures", headers, lines, left=2)
 
 
 def _verdict(results: Results, compared: Comparison) -> str:

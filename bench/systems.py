@@ -34,11 +34,13 @@ class Running(Struct, frozen=True):
     port           on 127.0.0.1
     pid            its first process; its children count as the server, too
     start_seconds  from starting the process to the first answer
+    bearers        the credentials that it wants, as `Spec.bearers` says
     """
 
     port: int
     pid: int
     start_seconds: float
+    bearers: tuple[str, ...] = ()
 
 
 class System(ABC):

@@ -106,6 +106,20 @@ def test_tiny_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
+def test_tiny_access(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results.json"
+    assert main(["--only", "access", "--systems", "SQLite", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert not results.failed
+    assert not [row for row in results.rows if row.errors or not row.rounds[0].requests]
+    whats = [compared.what for compared in results.comparisons]
+    kinds = ("with an API key", "with session tokens", "encrypted")
+    assert whats == [f"{mix} {kind} : {mix}" for kind in kinds for mix in ("save", "load")]
+    text = capsys.readouterr().out
+    assert all(what in text for what in whats)
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
 def test_tiny_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "results.json"
     assert main(["--only", "lists", "--output", str(output), *TINY]) == 0
