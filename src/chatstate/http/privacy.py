@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Annotated
-from urllib.parse import unquote_to_bytes
 
 from msgspec import UNSET, Meta, Struct, UnsetType, json
 
-from chatstate.errors import Finding, InvalidRequest, SessionNotFound, UserNotFound
+from chatstate.errors import SessionNotFound, UserNotFound
 from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint
 from chatstate.http.gate import key, key_or_token
 from chatstate.http.messages import Request, Response
@@ -21,7 +20,7 @@ from chatstate.http.shapes import SessionRecord, VersionRecord
 from chatstate.http.states import SESSION
 from chatstate.http.visits import VisitRecord
 from chatstate.http.visits import record as visit_record
-from chatstate.http.wire import answer, record
+from chatstate.http.wire import answer, decode_segment, record
 from chatstate.model import format_time
 from chatstate.privacy import Held
 from chatstate.visit import check_text
@@ -87,14 +86,7 @@ async def erase_user(api: Api, request: Request) -> Response:
 
 
 def _user_id(request: Request) -> str:
-    try:
-        user_id = unquote_to_bytes(request.params["userId"].encode("latin-1")).decode()
-        check_text(user_id)
-    except UnicodeDecodeError:
-        raise InvalidRequest(errors=(Finding("user_id", "must be percent-encoded UTF-8"),)) from None
-    except ValueError as error:
-        raise InvalidRequest(errors=(Finding("user_id", str(error)),)) from None
-    return user_id
+    return decode_segment("user_id", request.params["userId"], check_text)
 
 
 def _download(what: str) -> dict[str, str]:

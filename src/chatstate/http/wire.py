@@ -53,17 +53,25 @@ _BROKEN_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
 def decode_id(segment: str) -> str:
-    """The id in a segment of the raw path: percent-decoded once, as strict UTF-8, so that no two ids meet in one."""
+    """The id of a session in a segment of the raw path. Raises `InvalidRequest`."""
+    return decode_segment("user_session_id", segment, check_user_session_id)
+
+
+def decode_segment(name: str, segment: str, check: Callable[[str], None]) -> str:
+    """The text in a segment of the raw path: percent-decoded once, as strict UTF-8, so that no two ids meet in one.
+
+    Raises `InvalidRequest` with this name, also for what `check` says by a ValueError.
+    """
     if _BROKEN_PERCENT.search(segment):
-        raise InvalidRequest(errors=(Finding("user_session_id", "must have two hexadecimal digits after each `%`"),))
+        raise InvalidRequest(errors=(Finding(name, "must have two hexadecimal digits after each `%`"),))
     try:
-        user_session_id = unquote_to_bytes(segment.encode("latin-1")).decode()
-        check_user_session_id(user_session_id)
+        text = unquote_to_bytes(segment.encode("latin-1")).decode()
+        check(text)
     except UnicodeDecodeError:
-        raise InvalidRequest(errors=(Finding("user_session_id", "must be percent-encoded UTF-8"),)) from None
+        raise InvalidRequest(errors=(Finding(name, "must be percent-encoded UTF-8"),)) from None
     except ValueError as error:
-        raise InvalidRequest(errors=(Finding("user_session_id", str(error)),)) from None
-    return user_session_id
+        raise InvalidRequest(errors=(Finding(name, str(error)),)) from None
+    return text
 
 
 def encode_id(user_session_id: str) -> str:
