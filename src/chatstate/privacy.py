@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from hashlib import sha256
 from secrets import token_hex
 from typing import NamedTuple
 
@@ -24,6 +26,8 @@ _VERSIONS_AT_ONCE = 5
 
 _AT_ONCE = 100
 
+_HASH_LENGTH = 32  # hexadecimal digits: 128 bits
+
 
 class HashKey(Struct, frozen=True):
     """The key of hashes, in hexadecimal digits."""
@@ -34,6 +38,11 @@ class HashKey(Struct, frozen=True):
 async def audit_key(store: Store, now: datetime) -> bytes:
     """The key of the hashes that stand for sessions in audit logs."""
     return await _hash_key(store, "audit_keys", "sessions", now)
+
+
+def session_hash(key: bytes, user_session_id: str) -> str:
+    """What stands in the log for a session: HMAC-SHA-256 of its id, the first 128 bits, in hexadecimal digits."""
+    return hmac.digest(key, user_session_id.encode(errors="replace"), sha256).hex()[:_HASH_LENGTH]
 
 
 async def digest_key(store: Store, now: datetime) -> bytes:

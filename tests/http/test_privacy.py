@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from chatstate import create_app
-from chatstate.http.audit import session_hash
 from chatstate.http.gate import Rates
 from chatstate.keys import Keys
 from chatstate.model import (
@@ -27,7 +26,7 @@ from chatstate.model import (
     Save,
     utc_now,
 )
-from chatstate.privacy import audit_key
+from chatstate.privacy import audit_key, session_hash
 from chatstate.stores import create_store
 from chatstate.visit import CreateVisit, EraseVisits
 from tests.http.conftest import Serve, Server, SettableClock, Start

@@ -21,8 +21,9 @@ import pytest
 
 from chatstate import create_app, create_store
 from chatstate.http.deadlines import Watch
-from chatstate.http.messages import Request, Response, peer_address
+from chatstate.http.messages import Request, Response
 from chatstate.http.protocol import MAX_REFUSED, SLICE_BYTES, HttpProtocol
+from chatstate.http.proxies import peer_address
 from tests.http.conftest import Serve, Server
 from tests.http.test_protocol import CHUNKED, JSON, SESSIONS, Connection, request, save_body
 from tests.servers.process import PROGRAM, ServerProcess

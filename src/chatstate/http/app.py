@@ -18,9 +18,9 @@ from chatstate.http.api import Api
 from chatstate.http.audit import AuditLog
 from chatstate.http.browsers import Doors, allow_origin, preflight
 from chatstate.http.gate import Gate, Rates
-from chatstate.http.messages import ClientGone, Headers, Request, Response, peer_address
+from chatstate.http.messages import ClientGone, Headers, Request, Response
 from chatstate.http.problems import problem, problem_response
-from chatstate.http.proxies import client_scheme
+from chatstate.http.proxies import client_scheme, peer_address
 from chatstate.http.routes import ENDPOINTS, Routes, encode_path
 from chatstate.http.wire import Limits
 from chatstate.model import KEEP, Retention, retention_of, utc_now

@@ -6,14 +6,12 @@ a session can be found by who knows its id and the store's audit key (`chatstate
 
 from __future__ import annotations
 
-import hmac
 import json
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
-from hashlib import sha256
 from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -22,17 +20,11 @@ from urllib.parse import unquote_to_bytes
 
 from chatstate.http.messages import Request, Response
 from chatstate.model import format_time
+from chatstate.privacy import session_hash
 from chatstate.rates import RateLimit
-
-_NAME_LENGTH = 32  # hexadecimal digits: 128 bits
 
 _REFUSAL_SECONDS = 60
 """How often at most the log says that a caller is answered with 429: a flood must not fill the disk."""
-
-
-def session_hash(key: bytes, user_session_id: str) -> str:
-    """What stands in the log for a session: HMAC-SHA-256 of its id, the first 128 bits, in hexadecimal digits."""
-    return hmac.digest(key, user_session_id.encode(errors="replace"), sha256).hex()[:_NAME_LENGTH]
 
 
 class PrivateFileHandler(WatchedFileHandler):

@@ -54,14 +54,11 @@ class Doors(Struct, frozen=True):
         origins = headers.all("origin")
         if origins:
             same = f"{request.scheme}://{hosts[0]}".lower() if mode == "keyed" else None
-            if all(origin.lower() == same or self._is_page(origin, mode) for origin in origins):
-                return None
-            return ForbiddenOrigin(None if mode == "open" else _NOT_LISTED)
-        # Looked at only without an Origin: a page on 127.0.0.1 that calls localhost is cross-site to a browser.
-        site = headers.get("sec-fetch-site", "none").lower()
-        if mode != "keyed" and site not in ("same-origin", "same-site", "none"):
-            return ForbiddenOrigin(None if mode == "open" else _NOT_LISTED)
-        return None
+            may_call = all(origin.lower() == same or self._is_page(origin, mode) for origin in origins)
+        else:  # a page on 127.0.0.1 that calls localhost is cross-site to a browser, and has an Origin
+            site = headers.get("sec-fetch-site", "none").lower()
+            may_call = mode == "keyed" or site in ("same-origin", "same-site", "none")
+        return None if may_call else ForbiddenOrigin(None if mode == "open" else _NOT_LISTED)
 
     def _is_host(self, host: str, mode: Mode) -> bool:
         if not _HOST_CHARACTERS.fullmatch(host):

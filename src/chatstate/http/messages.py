@@ -7,8 +7,6 @@ requests that arrive in one piece without that detour (`chatstate.http.protocol`
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from ipaddress import IPv6Address
-from typing import Any
 
 from msgspec import Struct
 
@@ -125,17 +123,6 @@ class Request:
         if len(self._body) > limit:
             raise _too_large(limit)
         return self._body
-
-
-def peer_address(peer: Sequence[Any] | None) -> str:
-    """The address in a pair of address and port. One of IPv4 that came by IPv6 is one of IPv4 (RFC 4291, 2.5.5.2)."""
-    address = str(peer[0] or "") if peer else ""
-    if ":" not in address:
-        return address
-    try:
-        return str(IPv6Address(address).ipv4_mapped or address)
-    except ValueError:
-        return address
 
 
 async def _joined(chunks: AsyncIterator[bytes], limit: int) -> bytes:

@@ -20,7 +20,7 @@ from chatstate.http.shapes import SessionRecord, VersionRecord
 from chatstate.http.states import SESSION
 from chatstate.http.visits import VisitRecord
 from chatstate.http.visits import record as visit_record
-from chatstate.http.wire import answer, decode_segment, record
+from chatstate.http.wire import answer, decode_segment, record, version_record
 from chatstate.model import format_time
 from chatstate.privacy import Held
 from chatstate.visit import check_text
@@ -126,10 +126,7 @@ async def _session(api: Api, held: Held, user_id: str | None = None) -> AsyncGen
     shown = record(held.session) if held.session else None
     export = SessionExport(held.user_session_id, shown, remembered, revoked, [], [])
     yield json.encode(export).removesuffix(b'"versions":[],"visits":[]}')
-    versions = (
-        VersionRecord(row.version, row.chat_state or "", format_time(row.last_activity), format_time(row.saved_at))
-        async for row in api.privacy.versions(held.user_session_id)
-    )
+    versions = (version_record(version) async for version in api.privacy.versions(held.user_session_id))
     async for piece in _array(b'"versions":', versions):
         yield piece
     visits = (visit_record(visit) async for visit in api.privacy.visits(held.user_session_id, user_id))

@@ -19,8 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from chatstate.http.app import ChatState
 from chatstate.http.deadlines import Watch
-from chatstate.http.messages import Headers, Request, Response, peer_address
+from chatstate.http.messages import Headers, Request, Response
 from chatstate.http.problems import problem_response
+from chatstate.http.proxies import peer_address
 from chatstate.http.replies import CHUNKED, CLOSE, TOO_MANY, Refused, written
 
 HEADER_BYTES = 64 << 10

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
 
 from chatstate.http.messages import Headers
 
@@ -33,6 +34,18 @@ def is_forwarded(headers: Headers) -> bool:
     return any(name in FORWARDING or name.startswith("x-forwarded-") for name in headers.names())
 
 
+def peer_address(peer: Sequence[Any] | None) -> str:
+    """The address in a pair of address and port."""
+    return _normal(str(peer[0] or "") if peer else "")
+
+
+@lru_cache(1024)
+def _normal(text: str) -> str:
+    """The address as it is usually written; what is none stays as it is."""
+    address = _address(text)
+    return text if address is None else str(address)
+
+
 @lru_cache(1024)
 def is_this_machine(peer: str) -> bool:
     """Whether the peer is on this machine. What is no address is no network: a Unix socket, or a test's client."""
@@ -49,14 +62,14 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
     return (isinstance(found, IPv6Address) and found.ipv4_mapped) or found
 
 
-def client_address(peer: str, headers: Headers, trusted: Sequence[Network]) -> str:
+def client_address(peer: str, headers: Headers, trusted: tuple[Network, ...]) -> str:
     """The address of the client: in X-Forwarded-For the last one that is not of a proxy that we trust.
 
     Only what trusted proxies have written there counts: whatever stands further left, anybody may have written.
     """
     address = peer
     names = [_without_port(name.strip()) for line in headers.all("x-forwarded-for") for name in line.split(",")]
-    while names and _is_in(address, tuple(trusted)):
+    while names and _is_in(address, trusted):
         address = names.pop()
     return address
 
@@ -70,10 +83,10 @@ def _without_port(name: str) -> str:
     return (match[1] or match[2] or "") if match else name
 
 
-def client_scheme(peer: str, headers: Headers, trusted: Sequence[Network], scheme: str) -> str:
+def client_scheme(peer: str, headers: Headers, trusted: tuple[Network, ...], scheme: str) -> str:
     """`https` if a trusted proxy says that the client came by TLS."""
     said = headers.get("x-forwarded-proto").strip().lower()
-    return said if said in ("http", "https") and _is_in(peer, tuple(trusted)) else scheme
+    return said if said in ("http", "https") and _is_in(peer, trusted) else scheme
 
 
 @lru_cache(1024)
@@ -88,4 +101,4 @@ def block_of(address: str) -> str:
     found = _address(address)
     if isinstance(found, IPv6Address):
         return str(IPv6Network((int(found) >> 64 << 64, 64)))
-    return address if found is None else str(found)
+    return _normal(address)

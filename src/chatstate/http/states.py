@@ -60,6 +60,7 @@ from chatstate.http.wire import (
     read_version,
     record,
     summary,
+    version_record,
 )
 from chatstate.model import (
     Expect,
@@ -257,8 +258,7 @@ async def load_version(api: Api, request: Request) -> Response:
     if not (number.isascii() and number.isdigit() and len(number) < 19):
         number = "0"  # there is no such version
     row = await api.sessions.version(user_session_id, int(number))
-    shown = VersionRecord(row.version, row.chat_state or "", format_time(row.last_activity), format_time(row.saved_at))
-    return answer(shown, headers={"etag": etag(Tag(row.session_id, row.version))})
+    return answer(version_record(row), headers={"etag": etag(Tag(row.session_id, row.version))})
 
 
 # --- What these have in common ----------------------------------------------------------------------------------------

@@ -20,12 +20,13 @@ from chatstate.errors import (
     UnsupportedMediaType,
 )
 from chatstate.http.messages import Headers, Request, Response
-from chatstate.http.shapes import SessionRecord, SessionSummary
+from chatstate.http.shapes import SessionRecord, SessionSummary, VersionRecord
 from chatstate.model import (
     MAX_EXPIRES_IN,
     MAX_STATE_DEPTH,
     Session,
     Summary,
+    Version,
     check_chat_state,
     check_user_session_id,
     format_time,
@@ -295,6 +296,11 @@ def record(session: Session) -> SessionRecord:
         version=session.version,
         expires_at=format_time(session.expires_at) if session.expires_at else UNSET,
     )
+
+
+def version_record(version: Version) -> VersionRecord:
+    last_activity, saved_at = format_time(version.last_activity), format_time(version.saved_at)
+    return VersionRecord(version.version, version.chat_state or "", last_activity, saved_at)
 
 
 def summary(session: Session | Summary) -> SessionSummary:
