@@ -13,10 +13,10 @@ import pytest
 from chatstate.access import ANONYMOUS, INTERVAL_SECONDS, NOBODY, OPEN, Access, Caller
 from chatstate.errors import StoreUnavailable, TokenExpired, Unauthorized
 from chatstate.keys import Keys
-from chatstate.model import EVERYTHING, SCOPES, Within
+from chatstate.model import EVERYTHING, LONGEST_TTL, SCOPES, Within
 from chatstate.record import DropRecord
 from chatstate.stores import Store
-from chatstate.tokens import LONGEST_TTL, new_claims
+from chatstate.tokens import new_claims
 from tests.test_keys import checksum
 
 NOW = datetime(2025, 10, 2, 10, 0, tzinfo=UTC)

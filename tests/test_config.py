@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 
+from chatstate import create_app
 from chatstate.config import MOST_VERSIONS, SETTINGS, Setting, Settings, load_settings, unknown_variables
 from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
+from chatstate.http.server import run
 from chatstate.model import MAX_EXPIRES_IN
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -361,3 +365,14 @@ def test_variables_of_settings_and_of_others_are_no_mistakes(tmp_path: Path) -> 
     names = [name for setting in SETTINGS for name in setting.variables]
     given = [*names, *(f"{name}_FILE" for name in names), "CHATSTATE_KEY", "PATH", "CHATSTATE_TEST_X", "chatstate_x"]
     assert unknown_variables(tmp_path, dict.fromkeys(given, "x")) == {}
+
+
+def test_an_application_does_by_default_what_the_command_line_does() -> None:
+    """The defaults of `create_app` and of `run` stand beside those of the settings, for those who use no settings."""
+    built_in = {name: given.default for call in (create_app, run) for name, given in signature(call).parameters.items()}
+    rates = asdict(built_in["rates"])
+    built_in |= {"failures_per_minute": rates.pop("failures_per_minute")}
+    built_in |= {f"rate_{name}": rate for name, rate in rates.items()}
+    in_both = built_in.keys() & BY_NAME.keys() - {"store", "first_key"}  # in code a store is given, and a callable
+    assert len(in_both) == 18
+    assert {name: built_in[name] for name in in_both} == {name: BY_NAME[name].default for name in in_both}

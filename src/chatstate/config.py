@@ -20,15 +20,13 @@ from msgspec import Struct
 
 from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
-from chatstate.model import MAX_EXPIRES_IN, Retention, retention_of
+from chatstate.model import LONGEST_TTL, MAX_EXPIRES_IN, Retention, retention_of
 
 LOOPBACK = {"localhost": ("127.0.0.1", "::1"), "127.0.0.1": ("127.0.0.1",), "::1": ("::1",)}
 """What `--host` may be, and the addresses that each binds."""
 
 
 DEFAULT_STORE = "sqlite:///chatstate.db"
-
-MAX_CONNECTIONS = 4096
 
 MOST_VERSIONS = 10_000
 """The longest history of a session."""
@@ -59,13 +57,6 @@ def _host(text: str) -> str:
         raise ValueError("must be localhost, or an address of this machine, such as 0.0.0.0 for all of them") from None
 
 
-def _port(text: str) -> int:
-    number = _number(text)
-    if number > 65535:
-        raise ValueError("must be at most 65535")
-    return number
-
-
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:20])):
         raise ValueError("must be a number from 1 up")
@@ -78,25 +69,22 @@ def _history(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> int:
-    seconds = _number(text)
-    if seconds > MAX_EXPIRES_IN:
-        raise ValueError(f"must be at most {MAX_EXPIRES_IN} (a hundred years)")
-    return seconds
+def _at_most(most: int, which_is: str = "") -> Callable[[str], int]:
+    """What reads a number from 1 up to this one."""
+
+    def read(text: str) -> int:
+        number = _number(text)
+        if number > most:
+            raise ValueError(f"must be at most {most}{which_is}")
+        return number
+
+    return read
 
 
-def _days(text: str) -> int:
-    days = _number(text)
-    if days > MAX_EXPIRES_IN // 86400:
-        raise ValueError(f"must be at most {MAX_EXPIRES_IN // 86400} (a hundred years)")
-    return days
-
-
-def _token_seconds(text: str) -> int:
-    seconds = _number(text)
-    if seconds > 86400:
-        raise ValueError("must be at most 86400 (a day)")
-    return seconds
+_port = _at_most(65535)
+_seconds = _at_most(MAX_EXPIRES_IN, " (a hundred years)")
+_days = _at_most(MAX_EXPIRES_IN // 86400, " (a hundred years)")
+_token_seconds = _at_most(int(LONGEST_TTL.total_seconds()), " (a day)")
 
 
 def _rate(text: str) -> float:
@@ -284,7 +272,7 @@ SETTINGS = (
     Setting(
         "max_connections",
         ("CHATSTATE_MAX_CONNECTIONS",),
-        MAX_CONNECTIONS,
+        4096,
         _number,
         "How many connections are open at once at most. Further ones are told to try again later.",
     ),

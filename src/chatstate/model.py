@@ -196,6 +196,9 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 VERBS: tuple[Scope, ...] = ("read", "write", "delete", "export")
 """The scopes that a session token can have: what can be done with the one session that it names."""
 
+LONGEST_TTL = timedelta(days=1)
+"""How long a token can be valid at most, whatever the settings say: so long a key that no longer signs it is kept."""
+
 
 class Save(Struct, frozen=True, kw_only=True):
     """Create the session, or replace its state and raise its version.

@@ -19,16 +19,13 @@ import jwt
 from msgspec import Struct, ValidationError, convert
 
 from chatstate.errors import TokenExpired, Unauthorized
-from chatstate.model import EARLIEST, Scope
+from chatstate.model import EARLIEST, LONGEST_TTL, Scope
 from chatstate.records import Records
 from chatstate.stores.base import Store
 
 ALGORITHM = "HS256"
 TYPE = "chatstate+jwt"
 AUDIENCE = "chatstate:session"
-
-LONGEST_TTL = timedelta(days=1)
-"""How long a token can be valid at most, whatever the settings say: so long a key that no longer signs is kept."""
 
 _OVERLAP = timedelta(minutes=5)
 """How far the clocks of servers may be apart, and how long a revocation may take to be committed."""

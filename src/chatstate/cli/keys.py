@@ -14,11 +14,11 @@ from chatstate.cli.common import STORE_SETTINGS, mistakes_explained, on_store, s
 from chatstate.encryption import KeyRing, new_key
 from chatstate.errors import InvalidSetting, StartError
 from chatstate.keys import ApiKey, Keys, is_key
-from chatstate.model import SCOPES, Scope, check_prefix, format_time, utc_now
+from chatstate.model import LONGEST_TTL, SCOPES, Scope, check_prefix, format_time, utc_now
 from chatstate.privacy import audit_key, session_hash
 from chatstate.reencryption import Counts, Reencryption
 from chatstate.stores import Store
-from chatstate.tokens import LONGEST_TTL, Tokens
+from chatstate.tokens import Tokens
 
 _LONGEST_PREFIX = 200
 """Behind it there must be room for what tells sessions apart."""

@@ -8,14 +8,33 @@ from typing import Any
 
 from msgspec import Struct
 
-from chatstate.http.gate import Credential, Gate
+from chatstate.http.browsers import Doors
+from chatstate.http.gate import Credential, Gate, Rates
 from chatstate.http.messages import Request, Response
 from chatstate.http.wire import Limits, decode_id
-from chatstate.model import utc_now
+from chatstate.model import Retention
 from chatstate.privacy import Privacy
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
 from chatstate.visits import Visits
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What an application was told, beside its store; `create_app` says what each means."""
+
+    limits: Limits
+    retention: Retention
+    doors: Doors
+    rates: Rates
+    trusted_proxies: tuple[str, ...]
+    allow_anonymous: bool
+    require_preconditions: bool
+    token_ttl: timedelta
+    token_renewable: timedelta
+    keep_visits: bool
+    audit: Callable[[str], None] | None
+    require_keys: bool
+    first_key: Callable[[str], None] | None
 
 
 class Api(Struct):
@@ -28,13 +47,9 @@ class Api(Struct):
     visits: Visits
     privacy: Privacy
     store: Store
-    limits: Limits
+    options: Options
     gate: Gate
-    clock: Callable[[], datetime] = utc_now
-    require_preconditions: bool = False
-    token_ttl: timedelta = timedelta(hours=1)
-    token_renewable: timedelta = timedelta(days=30)
-    keep_visits: bool = False
+    clock: Callable[[], datetime]
     digest_key: bytes = b""
 
     def own(self, request: Request, user_session_id: str) -> str:

@@ -10,11 +10,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
-from msgspec import Struct
-
 from chatstate.access import NOBODY, Access
 from chatstate.errors import ChatStateError, InvalidSetting, KeysRequired, StoreUnavailable
-from chatstate.http.api import Api
+from chatstate.http.api import Api, Options
 from chatstate.http.audit import AuditLog
 from chatstate.http.browsers import Doors, allow_origin, preflight
 from chatstate.http.gate import Gate, Rates
@@ -23,13 +21,12 @@ from chatstate.http.problems import problem, problem_response
 from chatstate.http.proxies import client_scheme, peer_address
 from chatstate.http.routes import ENDPOINTS, Routes, encode_path
 from chatstate.http.wire import Limits
-from chatstate.model import KEEP, Retention, retention_of, utc_now
+from chatstate.model import LONGEST_TTL, retention_of, utc_now
 from chatstate.privacy import Privacy, audit_key, digest_key
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
 from chatstate.stores.encrypted import EncryptedStore
 from chatstate.sweeper import Sweeper
-from chatstate.tokens import LONGEST_TTL
 from chatstate.visits import Visits
 
 Message = MutableMapping[str, Any]
@@ -39,24 +36,6 @@ Send = Callable[[Message], Awaitable[None]]
 _METHODS = ", ".join(sorted({endpoint.method for endpoint in ENDPOINTS}))
 
 _log = logging.getLogger(__name__)
-
-
-class Options(Struct, frozen=True, kw_only=True):
-    """What an application can be told, beside its store; `create_app` says what each means."""
-
-    limits: Limits = Limits()
-    retention: Retention = KEEP
-    doors: Doors = Doors()
-    rates: Rates = Rates()
-    trusted_proxies: tuple[str, ...] = ()
-    allow_anonymous: bool = False
-    require_preconditions: bool = False
-    token_ttl: timedelta = timedelta(hours=1)
-    token_renewable: timedelta = timedelta(days=30)
-    keep_visits: bool = False
-    audit: Callable[[str], None] | None = None
-    require_keys: bool = False
-    first_key: Callable[[str], None] | None = None
 
 
 class ChatState:
@@ -70,27 +49,14 @@ class ChatState:
         self.started = False
         self.access = Access(store, clock, options.allow_anonymous)
         self._clock = clock
-        self._doors = options.doors
-        self._gate = Gate(self.access, options.rates, options.trusted_proxies)
+        self._options = options
+        self._gate = Gate(self.access, rates, options.trusted_proxies)
         self._sessions = Sessions(store, clock, options.retention)
         self._visits = Visits(store, clock)
         self._sweeper = Sweeper(store, clock, options.retention)
-        self._require_keys, self._first_key = options.require_keys, options.first_key
-        self._write_audit = options.audit
         self._audit: AuditLog | None = None
-        self._api = Api(
-            sessions=self._sessions,
-            visits=self._visits,
-            privacy=Privacy(self._sessions, self._visits, self.access.tokens),
-            store=store,
-            limits=options.limits,
-            gate=self._gate,
-            clock=clock,
-            require_preconditions=options.require_preconditions,
-            token_ttl=options.token_ttl,
-            token_renewable=options.token_renewable,
-            keep_visits=options.keep_visits,
-        )
+        privacy = Privacy(self._sessions, self._visits, self.access.tokens)
+        self._api = Api(self._sessions, self._visits, privacy, store, options, self._gate, clock)
         self._routes = Routes(self._api)
 
     @asynccontextmanager
@@ -117,19 +83,19 @@ class ChatState:
             await self.store.check_keys(self._clock())
             if self.store.ring.newest:
                 self._api.digest_key = await digest_key(self.store, self._clock())
-        if self._first_key and (key := await self.access.keys.create_first(self._clock())):
-            self._first_key(key)
+        if self._options.first_key and (key := await self.access.keys.create_first(self._clock())):
+            self._options.first_key(key)
         await self.access.refresh()
-        if self._require_keys and self.access.mode == "open":
+        if self._options.require_keys and self.access.mode == "open":
             raise KeysRequired
-        if self._write_audit:
-            self._audit = AuditLog(self._write_audit, await audit_key(self.store, self._clock()), self._clock)
+        if self._options.audit:
+            self._audit = AuditLog(self._options.audit, await audit_key(self.store, self._clock()), self._clock)
         self.started = True
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request. Raises only `ClientGone`."""
         request.scheme = client_scheme(request.client, request.headers, self._gate.trusted, request.scheme)
-        error = self._doors.refusal(request, self.access.mode)
+        error = self._options.doors.refusal(request, self.access.mode)
         if error:
             return problem(error)
         response = preflight(request, _METHODS) or await self._handled(request)

@@ -30,8 +30,6 @@ HEADER_BYTES = 64 << 10
 SLICE_BYTES = 8 << 10
 """How much is parsed at once, and so how many requests, or nearly, may wait behind another one of the same client."""
 
-MAX_CONNECTIONS = 4096
-
 MAX_REFUSED = 100
 """How many connections at most wait until they have read that they are too many."""
 
@@ -107,7 +105,7 @@ class HttpProtocol(HttpToolsProtocol):
     BODY_SECONDS: float = 30
     WRITE_SECONDS: float = 30
     TICK_SECONDS: float = 1
-    MAX_CONNECTIONS = MAX_CONNECTIONS
+    MAX_CONNECTIONS: int = 4096
 
     app: ChatState
     _watch: Watch

@@ -18,7 +18,7 @@ import uvicorn
 
 from chatstate.errors import StartError
 from chatstate.http.app import ChatState
-from chatstate.http.protocol import MAX_CONNECTIONS, SHUTDOWN_SECONDS, HttpProtocol
+from chatstate.http.protocol import SHUTDOWN_SECONDS, HttpProtocol
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75
@@ -80,7 +80,7 @@ def run(
     sockets: list[socket.socket],
     started: Callable[[], Awaitable[None]],
     *,
-    max_connections: int = MAX_CONNECTIONS,
+    max_connections: int = HttpProtocol.MAX_CONNECTIONS,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then take no new connection, answer what was accepted, and close the store.
 

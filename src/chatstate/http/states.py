@@ -88,10 +88,10 @@ _MOST_LISTED, _MOST_LISTED_WITH_STATE = 1000, 20
 
 async def save(api: Api, request: Request) -> Response:
     """Save a state: create the session, or replace its state."""
-    body = await read_body(request, SaveBody, api.limits.body_bytes)
+    body = await read_body(request, SaveBody, api.options.limits.body_bytes)
     findings = Findings()
     user_session_id = findings.of("user_session_id", read_id, body.user_session_id)
-    chat_state = findings.of("chat_state", read_state, body.chat_state, api.limits)
+    chat_state = findings.of("chat_state", read_state, body.chat_state, api.options.limits)
     last_activity = findings.of("last_activity", read_time, body.last_activity)
     expires_in = findings.of("expires_in_seconds", read_expires_in, body.expires_in_seconds)
     findings.raise_if_any()
@@ -123,10 +123,10 @@ async def load(api: Api, request: Request) -> Response:
 async def update(api: Api, request: Request) -> Response:
     """Change a session that exists: its state, its time of last activity, its expiry."""
     user_session_id = api.path_id(request)
-    body = await read_body(request, UpdateBody, api.limits.body_bytes)
+    body = await read_body(request, UpdateBody, api.options.limits.body_bytes)
     findings = Findings()
     given = body.chat_state is not UNSET
-    chat_state = findings.of("chat_state", read_state, body.chat_state, api.limits) if given else None
+    chat_state = findings.of("chat_state", read_state, body.chat_state, api.options.limits) if given else None
     last_activity = findings.of("last_activity", read_time, body.last_activity)
     expires_in = findings.of("expires_in_seconds", read_expires_in, body.expires_in_seconds)
     findings.raise_if_any()
@@ -143,12 +143,12 @@ async def patch(api: Api, request: Request) -> Response:
         media_type = check_media_type(request.headers, list(MEDIA_TYPES))
     except UnsupportedMediaType as error:
         raise UnsupportedMediaType(error.message, accept_patch=_ACCEPT_PATCH) from None
-    body = await request.read(api.limits.body_bytes)
+    body = await request.read(api.options.limits.body_bytes)
     apply = await unhurried(MEDIA_TYPES[media_type], body)
     if not _may_read(request) and media_type == _JSON_PATCH and _reads(body):
         raise Forbidden("`test`, `copy` and `move` tell what the state is, so they take the scope `read`.", "read")
     expect, once = await _conditions(api, request, media_type)
-    limit = api.limits.state_bytes
+    limit = api.options.limits.state_bytes
     write = api.sessions.edit(user_session_id, lambda state: unhurried(apply, state, limit), expect, once)
     session = await _current_shown(api, request, user_session_id, _without_hints(request, write))
     return _edited(request, session)
@@ -157,7 +157,7 @@ async def patch(api: Api, request: Request) -> Response:
 async def restore(api: Api, request: Request) -> Response:
     """Bring an earlier version back, as a new version."""
     user_session_id = api.path_id(request)
-    body = await read_body(request, RestoreBody, api.limits.body_bytes)
+    body = await read_body(request, RestoreBody, api.options.limits.body_bytes)
     findings = Findings()
     version = findings.of("version", read_version, body.version)
     findings.raise_if_any()
@@ -176,7 +176,7 @@ async def delete(api: Api, request: Request) -> Response:
         write = api.sessions.delete(user_session_id, expect, once=once)
         replayed = await _current_shown(api, request, user_session_id, write)
     except SessionNotFound:
-        if api.keep_visits or not await api.visits.erase(user_session_id):
+        if api.options.keep_visits or not await api.visits.erase(user_session_id):
             raise
     else:
         await _erase_visits(api, user_session_id)
@@ -186,7 +186,7 @@ async def delete(api: Api, request: Request) -> Response:
 
 async def _erase_visits(api: Api, user_session_id: str) -> None:
     """Erase the visits of a session that has just been deleted."""
-    if api.keep_visits:
+    if api.options.keep_visits:
         return
     try:
         await api.visits.erase(user_session_id)
@@ -266,10 +266,10 @@ async def load_version(api: Api, request: Request) -> Response:
 
 async def _conditions(api: Api, request: Request, operation: str) -> tuple[Expect, IdempotencyKey | None]:
     """What the header fields of a write demand."""
-    expect = precondition(request.headers, api.require_preconditions)
+    expect = precondition(request.headers, api.options.require_preconditions)
     if not request.headers.all("idempotency-key"):
         return expect, None
-    body = await request.read(api.limits.body_bytes)
+    body = await request.read(api.options.limits.body_bytes)
     caller = "" if request.caller is OPEN else request.caller.name
     return expect, idempotency_key(request.headers, operation, body, caller, api.digest_key)
 

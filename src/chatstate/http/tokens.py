@@ -17,7 +17,7 @@ from chatstate.http.messages import Request, Response
 from chatstate.http.shapes import Message, UserSessionId
 from chatstate.http.states import SESSION
 from chatstate.http.wire import Findings, Member, answer, read_body, read_id, read_whole_number
-from chatstate.model import VERBS, Scope, format_time
+from chatstate.model import LONGEST_TTL, VERBS, Scope, format_time
 from chatstate.tokens import Claims, expiry_of, new_claims
 
 TOKENS = "/tokens"
@@ -55,7 +55,7 @@ class MintBody(Struct):
             Raw,
             Meta(
                 description="For how long it is valid. At most, and by default, what CHATSTATE_TOKEN_TTL_SECONDS says.",
-                extra_json_schema={"type": "integer", "minimum": 1, "maximum": 86400},
+                extra_json_schema={"type": "integer", "minimum": 1, "maximum": int(LONGEST_TTL.total_seconds())},
             ),
         ]
         | UnsetType
@@ -79,7 +79,7 @@ async def mint(api: Api, request: Request) -> Response:
     given = body.user_session_id is not UNSET
     user_session_id = findings.of("user_session_id", read_id, body.user_session_id) if given else None
     verbs = findings.of("verbs", _read_verbs, body.verbs)
-    longest = int(api.token_ttl.total_seconds())
+    longest = int(api.options.token_ttl.total_seconds())
     seconds = findings.of("ttl_seconds", _read_ttl, body.ttl_seconds, longest)
     findings.raise_if_any()
     claims = _claims(api, request.caller, user_session_id, verbs, timedelta(seconds=seconds))
@@ -116,7 +116,7 @@ def _renewed(
     if lacking := [verb for verb in verbs or () if verb not in claims.verbs]:
         raise Forbidden(f"This session token lacks `{lacking[0]}`, so its renewal cannot have it.", lacking[0])
     now = api.clock().timestamp()
-    last = int(claims.auth_time) + int(api.token_renewable.total_seconds())
+    last = int(claims.auth_time) + int(api.options.token_renewable.total_seconds())
     if now >= last:
         raise TokenExpired("The session token has been renewed for as long as this server allows. Get a new one.")
     expires = min(int(now) + int(ttl.total_seconds()), last)
