@@ -193,11 +193,12 @@ class Access:
         return caller
 
     def _accept(self, credential: str, caller: Caller) -> Caller:
-        """The same, from now on by a look into a table."""
+        """The caller, if the credential is still valid; from now on by a look into a table."""
+        self._still(caller)
         if len(self._accepted) >= _MOST_ACCEPTED:
             self._accepted.clear()
         self._accepted[credential] = caller
-        return self._still(caller)
+        return caller
 
     async def _read_now(self) -> None:
         try:
@@ -214,12 +215,10 @@ class Access:
         if parsed.id not in self._known:
             await self._look_again()
         key, caller = self._known.get(parsed.id, (_NO_KEY, NOBODY))
-        now = self._clock()
-        if not (key.accepts(parsed.secret, now) and key.is_live(now)):
+        if not key.accepts(parsed.secret, self._clock()):
             raise Unauthorized(_VOID)
-        self._used[key.id] = now
         # A secret that has been rotated is looked at each time: its grace ends.
-        return self._accept(text, caller) if key.is_current(parsed.secret) else caller
+        return self._accept(text, caller) if key.is_current(parsed.secret) else self._still(caller)
 
     async def _caller_with_token(self, text: str) -> Caller:
         if not self.tokens.knows_signer(text):

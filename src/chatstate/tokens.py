@@ -17,6 +17,7 @@ from typing import Any
 
 import jwt
 from msgspec import Struct, ValidationError, convert
+from msgspec.structs import asdict
 
 from chatstate.errors import TokenExpired, Unauthorized
 from chatstate.model import EARLIEST, LONGEST_TTL, Scope
@@ -107,7 +108,7 @@ class Tokens:
         if not self._ring:
             await self.rotate(now)
         key_id = _newest(self._ring)
-        payload = {**_members(claims), "aud": AUDIENCE}
+        payload = {**asdict(claims), "aud": AUDIENCE}
         secret = b64decode(self._ring[key_id].secret)
         return jwt.encode(payload, secret, ALGORITHM, headers={"kid": key_id, "typ": TYPE})
 
@@ -116,11 +117,11 @@ class Tokens:
         ring = await self._keys.all(now)
         key_id = secrets.token_hex(4)
         await self._keys.put(key_id, SigningKey(b64encode(secrets.token_bytes(32)).decode(), now), now, expect=0)
-        for former in ring if not grace else {_newest(ring)} & set(ring):
-            if grace:
-                await self._keys.change(former, now, lambda key: key, now + grace)  # not if it was dropped meanwhile
-            else:
+        if not grace:
+            for former in ring:
                 await self._keys.drop(former, now)
+        elif ring:  # those before the newest one have their ends already; and it may have been dropped meanwhile
+            await self._keys.change(_newest(ring), now, lambda key: key, now + grace)
         await self.refresh(now)
         return key_id
 
@@ -185,10 +186,6 @@ def _header(token: str) -> dict[str, Any]:
 def _newest(ring: Mapping[str, SigningKey]) -> str:
     """The id of the key that signs; empty when there is none."""
     return max(ring, key=lambda key_id: (ring[key_id].created_at, key_id), default="")
-
-
-def _members(claims: Claims) -> dict[str, Any]:
-    return {name: getattr(claims, name) for name in Claims.__struct_fields__}
 
 
 def new_claims(user_session_id: str, verbs: tuple[Scope, ...], now: datetime, ttl: timedelta, minted_by: str) -> Claims:

@@ -90,8 +90,10 @@ class EncryptedStore(Store):
 
     async def _unreadable(self, writes: Sequence[AnyWrite], retention: Retention) -> Mapping[int, StateUnreadable]:
         """The errors, by their places, of writes that keep a state which cannot be read: they must change nothing."""
+        if self.ring.newest is None:
+            return {}
         keep = {n: write for n, write in enumerate(writes) if isinstance(write, Save) and write.chat_state is None}
-        if not keep or self.ring.newest is None:
+        if not keep:
             return {}
         now = max(write.now for write in keep.values())
         found = await self.load(sorted({write.user_session_id for write in keep.values()}), now, retention)
