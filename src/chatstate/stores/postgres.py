@@ -48,6 +48,7 @@ from chatstate.stores import postgres_records, postgres_stored, postgres_visits,
 from chatstate.stores import postgres_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.postgres_connection import (
+    Connection,
     Facts,
     RolledBack,
     acquired,
@@ -149,49 +150,48 @@ class PostgresStore(Store):
         return {row[1]: Session(*row) for row in rows}
 
     async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> list[Outcome]:
-        of_visits = [write for write in writes if isinstance(write, VisitWrite)]
-        of_records = [write for write in writes if isinstance(write, RecordWrite)]
-        if len(of_visits) == len(writes) > 0:
-            return await self._commit_visits(of_visits)
-        if len(of_records) == len(writes) > 0:
-            return await self._commit_records(of_records)
-        rewrites = [write for write in writes if isinstance(write, Rewrite)]
-        if len(rewrites) == len(writes) > 0:
-            return await self._rewrite(rewrites)
-        of_sessions = [write for write in writes if isinstance(write, Write)]
-        sessions = iter(await self._commit_sessions(of_sessions, retention))
+        kinds: dict[Any, Callable[[Sequence[Any]], Awaitable[list[Outcome]]]] = {
+            Write: lambda some: self._commit_sessions(some, retention),
+            VisitWrite: self._commit_visits,
+            RecordWrite: self._commit_records,
+            Rewrite: self._rewrite,
+        }
+        for kind, commit in kinds.items():
+            if all(isinstance(write, kind) for write in writes):
+                return await commit(writes)
+        outcomes = {Write: iter(await kinds.pop(Write)([write for write in writes if isinstance(write, Write)]))}
         # Those are done: from here on, what goes wrong with a write is that write's outcome.
-        visits = iter([await self._alone(self._commit_visits([write])) for write in of_visits])
-        records = iter([await self._alone(self._commit_records([write])) for write in of_records])
-        rewritten = iter([await self._alone(self._rewrite([write])) for write in rewrites])
-        kinds = (Write, sessions), (VisitWrite, visits), (RecordWrite, records), (Rewrite, rewritten)
-        return [next(outcomes) for write in writes for kind, outcomes in kinds if isinstance(write, kind)]
-
-    async def _commit_records(self, writes: Sequence[RecordWrite]) -> list[Outcome]:
-        for _ in range(_TRIES):
-            with suppress(RolledBack):
-                async with (
-                    acquired(self._open_pool) as connection,
-                    self._unit(connection, len(writes) > 1 or self._facts.through_pooler),
-                ):
-                    outcomes = await postgres_records.apply_records(connection, self._table, writes)
-                    return [outcomes[write.collection, write.key] for write in writes]
-        raise RolledBack
+        for kind, commit in kinds.items():
+            alone = [await self._alone(commit([write])) for write in writes if isinstance(write, kind)]
+            outcomes[kind] = iter(alone)
+        return [next(done) for write in writes for kind, done in outcomes.items() if isinstance(write, kind)]
 
     async def _commit_visits(self, writes: Sequence[VisitWrite]) -> list[Outcome]:
         several = postgres_visits.needs_several_statements(writes)
+        return await self._tried(several, lambda on: postgres_visits.apply_visits(on, self._table, writes))
+
+    async def _commit_records(self, writes: Sequence[RecordWrite]) -> list[Outcome]:
+        several = len(writes) > 1
+        return await self._tried(several, lambda on: postgres_records.apply_records(on, self._table, writes))
+
+    async def _rewrite(self, writes: Sequence[Rewrite]) -> list[Outcome]:
+        return await self._tried(True, lambda on: postgres_stored.rewrite(on, self._table, writes))
+
+    async def _tried(
+        self, explicit: bool, apply: Callable[[Connection], Awaitable[Sequence[Outcome]]]
+    ) -> list[Outcome]:
+        """What comes of writes on one connection; again, when a deadlock has undone them.
+
+        explicit  whether they are several statements
+        """
         for _ in range(_TRIES):
             with suppress(RolledBack):
                 async with (
                     acquired(self._open_pool) as connection,
-                    self._unit(connection, several or self._facts.through_pooler),
+                    self._unit(connection, explicit or self._facts.through_pooler),
                 ):
-                    return [*await postgres_visits.apply_visits(connection, self._table, writes)]
+                    return [*await apply(connection)]
         raise RolledBack
-
-    async def _rewrite(self, writes: Sequence[Rewrite]) -> list[Outcome]:
-        async with acquired(self._open_pool) as connection, self._unit(connection, explicit=True):
-            return [*await postgres_stored.rewrite(connection, self._table, writes)]
 
     async def _alone(self, commit: Awaitable[list[Outcome]]) -> Outcome:
         """What becomes of the one write that is committed."""
@@ -320,14 +320,12 @@ class PostgresStore(Store):
         if after is None and not self._table.finds_expired:
             await self._look_for_indexes()
         async with acquired(self._open_pool) as connection, self._unit(connection, self._facts.through_pooler):
-            others = [
-                len(await connection.fetch(self._statement(name), now.isoformat(), limit))
-                for name in ("sweep_keys", "sweep_records")
-            ]
+            ends = {"sweep_keys": now, "sweep_records": now}
             if kept_since := retention.visits_since(now):
-                others.append(
-                    len(await connection.fetch(self._statement("sweep_visits"), kept_since.isoformat(), limit))
-                )
+                ends["sweep_visits"] = kept_since
+            others = [
+                len(await connection.fetch(self._statement(name), end.isoformat(), limit)) for name, end in ends.items()
+            ]
             removed: list[Any] = []
             if self._table.finds_expired:
                 removed = await connection.fetch(self._statement("sweep"), now.isoformat(), limit)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
@@ -40,6 +40,14 @@ _DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Interna
 
 _PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity"}
 _LIBPQ_ONLY = {"channel_binding", "keepalives", "keepalives_idle"}
+
+
+class Connection(Protocol):
+    """What statements need of a connection of the driver."""
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Any]: ...
+
+    async def execute(self, query: str) -> object: ...
 
 
 _HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Protocol
 
 from chatstate.record import (
     PutRecord,
@@ -17,13 +16,8 @@ from chatstate.record import (
     RecordWrite,
 )
 from chatstate.stores import sql
+from chatstate.stores.postgres_connection import Connection
 from chatstate.stores.postgres_schema import Schema
-
-
-class Connection(Protocol):
-    """What is needed of a connection of the driver."""
-
-    async def fetch(self, query: str, *args: object) -> Sequence[Any]: ...
 
 
 @lru_cache
@@ -35,12 +29,11 @@ def _text(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat()
 
 
-async def apply_records(
-    connection: Connection, schema: Schema, writes: Sequence[RecordWrite]
-) -> dict[tuple[str, str], RecordOutcome]:
-    """Carry out writes of distinct records, an outcome for each, by collection and key. They are few: one by one."""
+async def apply_records(connection: Connection, schema: Schema, writes: Sequence[RecordWrite]) -> list[RecordOutcome]:
+    """Carry out writes of distinct records, an outcome for each, in order. They are few: one by one."""
     ordered = sorted(writes, key=lambda write: (write.collection, write.key))  # so that two servers cannot deadlock
-    return {(write.collection, write.key): await _apply(connection, schema, write) for write in ordered}
+    outcomes = {(write.collection, write.key): await _apply(connection, schema, write) for write in ordered}
+    return [outcomes[write.collection, write.key] for write in writes]
 
 
 async def _apply(connection: Connection, schema: Schema, write: RecordWrite) -> RecordOutcome:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from chatstate.encryption import SEALED
 from chatstate.model import Rewrite, Rewritten, Stored, StoredQuery
 from chatstate.stores import sql
-from chatstate.stores.postgres_records import Connection
+from chatstate.stores.postgres_connection import Connection
 from chatstate.stores.postgres_schema import Schema
 
 _WANTING = (
@@ -33,7 +32,7 @@ async def stored(connection: Connection, schema: Schema, query: StoredQuery) -> 
     return [Stored(query.shelf, tuple(place), text) for *place, text in rows]
 
 
-async def rewrite(connection: Any, schema: Schema, writes: Sequence[Rewrite]) -> list[Rewritten]:
+async def rewrite(connection: Connection, schema: Schema, writes: Sequence[Rewrite]) -> list[Rewritten]:
     """Carry out writes inside a transaction, an outcome for each, in order. Versions do not rise."""
     await connection.execute("SET LOCAL chatstate.reencrypting = 'on'")
     outcomes = {}

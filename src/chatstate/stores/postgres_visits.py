@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import json
 
 from chatstate.errors import WriteRefused
 from chatstate.stores import sql
+from chatstate.stores.postgres_connection import Connection
 from chatstate.stores.postgres_schema import Schema
 from chatstate.visit import (
     Changes,
@@ -42,12 +43,6 @@ _ASSIGNMENTS = (
 
 _BEHIND_ALL = ("infinity", "ffffffff-ffff-ffff-ffff-ffffffffffff")
 """The position before the first visit of a list."""
-
-
-class Connection(Protocol):
-    """What is needed of a connection of the driver."""
-
-    async def fetch(self, query: str, *args: object) -> Sequence[Any]: ...
 
 
 @lru_cache

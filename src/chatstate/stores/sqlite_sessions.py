@@ -313,10 +313,11 @@ def _listing(query: SessionQuery, few: bool) -> tuple[str, Parameters]:
 def sweep(connection: apsw.Connection, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
     parameters = _moment(now, retention) | {"limit": limit, "after": after or ""}
     removed = len(connection.execute(_SWEEP, parameters).fetchall())
-    others = [len(connection.execute(statement, parameters).fetchall()) for statement in (_SWEEP_KEYS, _SWEEP_RECORDS)]
+    of_others = [_SWEEP_KEYS, _SWEEP_RECORDS]
     if kept_since := retention.visits_since(now):
-        outdated = connection.execute(_SWEEP_VISITS, {"kept_since": microseconds(kept_since), "limit": limit})
-        others.append(len(outdated.fetchall()))
+        of_others.append(_SWEEP_VISITS)
+        parameters["kept_since"] = microseconds(kept_since)
+    others = [len(connection.execute(statement, parameters).fetchall()) for statement in of_others]
     more = limit in (removed, *others)
     if retention.idle is None:
         return Swept(removed, "" if more else None)
