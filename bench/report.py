@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from bench.load import Mix
@@ -13,9 +13,8 @@ WIDTH = 110
 
 def report(results: Results) -> str:
     """Everything that a person wants to read."""
-    parts = (
-        *(_head, _ratios, _peers, _costs, _limits, _growth, _tuning, _turns, _access, _lists, _half_open, _left_out),
-    )
+    parts = [_head, _ratios, _peers, _costs, _limits, _growth, _tuning]
+    parts += [_turns, _access, _lists, _half_open, _left_out]
     return "\n".join(line.rstrip() for part in parts for line in part(results)) + "\n"
 
 
@@ -124,24 +123,38 @@ _COMPARED = {"rate": "rate", "cpu_us": "CPU", "wire_bytes": "bytes", "p50": "p50
 _CROWDED = {"rate": "rate", "cpu_us": "CPU", "p50": "p50", "p99": "p99"}
 
 
+_SHARES = "ratios, and the first one's figures"
+
+
 def _turns(results: Results) -> Iterator[str]:
-    yield from _comparisons(results, "turns", "What it costs not to lose a turn")
+    title = f"What it costs not to lose a turn: {_SHARES}"
+    yield from _comparisons(results, "turns", title, _COMPARED, ("CPU µs", "cpu_us"))
 
 
 def _access(results: Results) -> Iterator[str]:
-    yield from _comparisons(results, "access", "What it costs to know who is calling, and to encrypt")
+    title = f"What it costs to know who is calling, and to encrypt: {_SHARES}"
+    yield from _comparisons(results, "access", title, _COMPARED, ("CPU µs", "cpu_us"))
 
 
-def _comparisons(results: Results, part: str, title: str) -> Iterator[str]:
-    headers = ("", "", *_COMPARED.values(), "floors", "/s", "CPU µs")
+def _half_open(results: Results) -> Iterator[str]:
+    case = next((row.case for row in results.rows if row.part == "half-open"), "")
+    title = f"Beside {case} : without them, and the figures beside them"
+    yield from _comparisons(results, "half-open", title, _CROWDED, ("p99 ms", "p99"))
+
+
+def _comparisons(
+    results: Results, part: str, title: str, compared_by: Mapping[str, str], last: tuple[str, str]
+) -> Iterator[str]:
+    """The ratios by these measures, whether they meet their floors, and of the first one the rate and a last figure."""
+    header, figure = last
     lines = []
     for compared in results.comparisons:
         row = results.find(*compared.ours)
         if row and row.part == part:
-            ratios = [_share(results.ratio(compared, measure)) for measure in _COMPARED]
-            figures = (_verdict(results, compared), _rate(row), _number(row, "cpu_us"))
+            ratios = [_share(results.ratio(compared, measure)) for measure in compared_by]
+            figures = (_verdict(results, compared), _rate(row), _number(row, figure))
             lines.append((compared.what, _store(row), *ratios, *figures))
-    yield from _table(f"{title}: ratios, and the first one's figures", headers, lines, left=2)
+    yield from _table(title, ("", "", *compared_by.values(), "floors", "/s", header), lines, left=2)
 
 
 def _verdict(results: Results, compared: Comparison) -> str:
@@ -164,19 +177,6 @@ def _lists(results: Results) -> Iterator[str]:
             times = (compared.what, _share(results.ratio(compared, "p50"))) if compared else ("", "")
             lines.append((kind, _store(row), _number(row, "p50", 2), _number(results.find(*far), "p50", 2), *times))
     yield from _table(title, ("", "", "page 1, ms", "far page, ms", "", ""), lines, left=2)
-
-
-def _half_open(results: Results) -> Iterator[str]:
-    lines, case = [], ""
-    for compared in results.comparisons:
-        row = results.find(*compared.ours)
-        if row and row.part == "half-open":
-            case = row.case
-            ratios = [_share(results.ratio(compared, measure)) for measure in _CROWDED]
-            figures = (_verdict(results, compared), _rate(row), _number(row, "p99"))
-            lines.append((compared.what, _store(row), *ratios, *figures))
-    headers = ("", "", *_CROWDED.values(), "floors", "/s", "p99 ms")
-    yield from _table(f"Beside {case} : without them, and the figures beside them", headers, lines, left=2)
 
 
 def _store(row: Row) -> str:
