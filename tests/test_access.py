@@ -392,6 +392,17 @@ async def test_an_old_revocation_is_remembered_for_as_long_as_it_matters(access:
     assert await access.tokens.revoked_at("before", clock.now) is None
 
 
+async def test_as_long_as_revocations_are_few_none_is_looked_at_again(access: Access, clock: Clock) -> None:
+    for number in range(10_000):
+        access.tokens._revoke_here(f"s{number}", clock.now)
+    clock.now += LONGEST_TTL + HOUR
+    await access.refresh()
+    assert len(access.tokens._revoked) == 10_000
+    access.tokens._revoke_here("one more", clock.now)
+    await access.refresh()
+    assert access.tokens._revoked.keys() == {"one more"}
+
+
 async def test_revocations_are_read_although_the_clocks_of_servers_differ(store: Store, clock: Clock) -> None:
     access, other = Access(store, clock), Access(store, clock)
     token = await token_of(access, "a")

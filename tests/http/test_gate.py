@@ -15,7 +15,7 @@ from chatstate.errors import InvalidSetting, TooManyRequests
 from chatstate.http.app import ChatState
 from chatstate.http.gate import Credential, Gate, Rates, key, key_or_token
 from chatstate.http.messages import Headers, Request
-from chatstate.http.proxies import block_of, client_address, client_scheme, is_forwarded
+from chatstate.http.proxies import block_of, client_address, client_scheme, is_forwarded, peer_address
 from chatstate.http.routes import ENDPOINTS
 from chatstate.tokens import Tokens
 from tests.http.conftest import Answer, SettableClock
@@ -287,6 +287,25 @@ def headers(**fields: str) -> Headers:
 
 
 TRUSTED = Gate(Any, trusted_proxies=("10.0.0.0/8", "fd00::/8")).trusted  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        (("192.0.2.1", 1234), "192.0.2.1"),
+        (["192.0.2.1", 1234], "192.0.2.1"),
+        (("::ffff:192.0.2.1", 1234, 0, 0), "192.0.2.1"),
+        (("::ffff:c000:201", 1234), "192.0.2.1"),
+        (("2001:db8::1", 1234), "2001:db8::1"),
+        (("fe80::1%eth0", 1234), "fe80::1%eth0"),
+        (("testclient", 50000), "testclient"),
+        ((None, None), ""),
+        ((), ""),
+        (None, ""),
+    ],
+)
+def test_an_address_is_text_without_a_port(peer: Any, address: str) -> None:
+    assert peer_address(peer) == address
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from chatstate import create_app, create_store
 from chatstate.http.deadlines import Watch
 from chatstate.http.messages import Request, Response
 from chatstate.http.protocol import MAX_REFUSED, SLICE_BYTES, HttpProtocol
-from chatstate.http.proxies import peer_address
 from tests.http.conftest import Serve, Server
 from tests.http.test_protocol import CHUNKED, JSON, SESSIONS, Connection, request, save_body
 from tests.servers.process import PROGRAM, ServerProcess
@@ -551,25 +550,6 @@ def test_a_request_knows_the_address_of_its_client(serve: Serve, tmp_path: Path,
     with serve(app, asgi=asgi) as server:
         server.send("GET", target)
     assert clients == ["127.0.0.1"]
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        (("192.0.2.1", 1234), "192.0.2.1"),
-        (["192.0.2.1", 1234], "192.0.2.1"),
-        (("::ffff:192.0.2.1", 1234, 0, 0), "192.0.2.1"),
-        (("::ffff:c000:201", 1234), "192.0.2.1"),
-        (("2001:db8::1", 1234), "2001:db8::1"),
-        (("fe80::1%eth0", 1234), "fe80::1%eth0"),
-        (("testclient", 50000), "testclient"),
-        ((None, None), ""),
-        ((), ""),
-        (None, ""),
-    ],
-)
-def test_an_address_is_text_without_a_port(peer: Any, address: str) -> None:
-    assert peer_address(peer) == address
 
 
 # --- How time is counted ----------------------------------------------------------------------------------------------
