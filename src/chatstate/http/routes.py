@@ -97,7 +97,7 @@ class Routes:
         endpoint = node and node.endpoints.get(request.method)
         if endpoint:
             request.action = endpoint.handler.__name__
-            await self._api.gate.admit(endpoint.credential, request)
+            request.caller = await self._api.gate.admit(endpoint.credential, request)
             return await endpoint.handler(self._api, request)
         if node and node.endpoints:
             allowed = ", ".join(node.endpoints)
