@@ -286,11 +286,14 @@ class Load(ABC):
 
     def start(self) -> None:
         """Begin to send; with `warmup` and `seconds` the end is known."""
-        loop = asyncio.get_running_loop()
-        loop.call_later(self.spec.warmup, self.count)
-        loop.call_later(self.spec.warmup + self.spec.seconds, self.end)
+        asyncio.get_running_loop().call_later(self.spec.warmup, self._count_for_seconds)
         for connection in list(self.connections):
             self.ready(connection)
+
+    def _count_for_seconds(self) -> None:
+        """From now on, however late that is."""
+        self.count()
+        asyncio.get_running_loop().call_later(self.spec.seconds, self.end)
 
     def count(self) -> None:
         """The warm-up is over."""

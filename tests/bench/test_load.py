@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from time import perf_counter
 
 import httptools
 import pytest
@@ -237,6 +238,26 @@ async def test_a_server_may_close_after_an_answer() -> None:
         result = await perform(spec(server))
         assert server.connections >= result.requests
     assert result.errors == 0
+    assert result.requests
+
+
+async def test_a_run_that_is_held_up_before_it_counts_lasts_as_long_all_the_same() -> None:
+    """A machine that stood still for the whole of a short run made one of two microseconds, without a request."""
+    held_up = False
+
+    async def answer_late(_: Asked, writer: asyncio.StreamWriter) -> None:
+        nonlocal held_up
+        if not held_up:
+            held_up = True
+            until = perf_counter() + 0.3
+            while perf_counter() < until:  # the load's event loop is this one
+                pass
+        writer.write(answer(ENOUGH))
+
+    async with serving(answer_late) as server:
+        wanted = spec(server)
+        result = await perform(wanted)
+    assert result.seconds > wanted.seconds / 2
     assert result.requests
 
 
