@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ARGS ?=
 
-.PHONY: help serve test simulate mutants lint format bench bench-quick lock reference clean
+.PHONY: help serve test simulate mutants lint format bench bench-quick lock reference client clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -48,8 +48,16 @@ lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with has
 reference: .venv/dev  ## Make /openapi.json and /docs anew after a change of the routes
 	$(BIN)/python -m tools.reference
 
+client: clients/typescript/node_modules/.package-lock.json  ## Make the TypeScript client anew, and /client.js of it (needs Node.js 20 or newer, with npm)
+	cd clients/typescript && npm run build && npm run size
+
+clients/typescript/node_modules/.package-lock.json: clients/typescript/package-lock.json
+	cd clients/typescript && npm ci --include=dev
+	@touch $@
+
 clean:  ## Remove what was installed
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(addprefix clients/typescript/,node_modules dist build)
 	rm -rf bench/peers/.venv $(addprefix bench/peers/nestjs_prisma/,node_modules dist src/generated)
 
 .venv/pyvenv.cfg:

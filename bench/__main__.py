@@ -26,6 +26,7 @@ from bench.growth import growth, tuning
 from bench.half_open import half_opens
 from bench.limits import BATCH, PgBench, fsyncs_per_second
 from bench.lists import MANY, lists
+from bench.live import live
 from bench.load import Mix, Spec
 from bench.measure import FAILURES, SETTINGS, Bench, Contestant, Stage, Started, changed
 from bench.report import report
@@ -34,7 +35,7 @@ from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "growth", "tuning")
+PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "live", "growth", "tuning")
 OPEN_SHARE = 0.7
 FEWER = 10
 """How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
@@ -83,6 +84,8 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
         lists(bench, ours, spec, *((1, FEWER) if plan.quick else (plan.rounds, MANY)))
     if "half-open" in plan.parts:
         half_opens(bench, ours, spec, plan.rounds)
+    if "live" in plan.parts:
+        live(bench, ours, plan.rounds)
     if "tuning" in plan.parts:
         tuning(bench, spec, plan.rounds)
     if "growth" in plan.parts:

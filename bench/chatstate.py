@@ -25,6 +25,7 @@ from chatstate import create_app
 from chatstate.http.server import bind, run
 from chatstate.model import KEEP, Conflict, Delete, Deleted, Retention, Save, Session, Swept
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.stores.feed import Changed, Feed, Hints
 from tests.servers.ports import LOOPBACK, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +189,10 @@ class MemoryStore(Store):
     async def list(self, query: Query) -> Sequence[Row]:
         """See `Store.list`. There are no API keys, and nothing of the bench asks for more."""
         return []
+
+    def watch(self, changed: Changed) -> Feed:
+        """See `Store.watch`."""
+        return Hints().feed(changed)
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         """See `Store.sweep`. Nothing here expires."""

@@ -235,6 +235,10 @@ class Started:
         """What the server takes now, as in `Figures`."""
         return resident_mb(self._server.processes())
 
+    def cpu_seconds(self) -> float:
+        """What the server has taken of the CPU until now."""
+        return self._server.cpu_seconds()
+
     def settle(self) -> None:
         """Leave no work behind that would fall into another's turn."""
         if self.database:

@@ -80,11 +80,15 @@ def _cost(results: Results, system: str) -> Iterator[str]:
 
 def _limits(results: Results) -> Iterator[str]:
     facts = [
-        (fact.name, f"{median(fact.values):,.0f}", fact.unit)
+        (fact.name, _rounded(median(fact.values)), fact.unit)
         for fact in results.facts
         if not fact.name.startswith("start, ")
     ]
     yield from _table("Also measured", ("", "", ""), facts)
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
 
 
 def _growth(results: Results) -> Iterator[str]:

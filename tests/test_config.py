@@ -33,6 +33,8 @@ GOOD: dict[str, tuple[Any, Any, Any]] = {
     "idle_expiry_seconds": (1, 86_400, MAX_EXPIRES_IN),
     "retention_days": (1, 365, MAX_EXPIRES_IN // 86_400),
     "keep_visits": (True, False, True),
+    "link_page": ("https://a.example", "https://chat.example.org/", "http://localhost:5173/go?x=1"),
+    "demo": (True, False, True),
     "first_key": (True, False, True),
     "allow_anonymous": (True, False, True),
     "allowed_origins": (
@@ -49,6 +51,7 @@ GOOD: dict[str, tuple[Any, Any, Any]] = {
     "max_connections": (1, 1024, 100_000),
     "token_ttl_seconds": (1, 3600, 86_400),
     "token_renewable_days": (1, 30, MAX_EXPIRES_IN // 86_400),
+    "watchers_per_session": (1, 5, 100_000),
     "encryption_keys": RINGS,
     "audit_log": ("audit.log", "/var/log/chatstate/audit.log", "two words.log"),
     "pool_size": (1, 2, 100),
@@ -83,9 +86,12 @@ BAD = {
     "max_connections": NUMBERS,
     "token_ttl_seconds": (*NUMBERS, "86401", "9" * 30),
     "token_renewable_days": (*NUMBERS, str(MAX_EXPIRES_IN // 86_400 + 1)),
+    "watchers_per_session": NUMBERS,
     "encryption_keys": ("short", RINGS[0][:-5], f"{RINGS[0]},hunter2", "!" * 44),
     "pool_size": NUMBERS,
     "keep_visits": ("2", "maybe", "ja", "-1"),
+    "link_page": ("chat.example.org", "javascript:alert(1)", "https://a.example/#x", "https://me@a.example/"),
+    "demo": ("2", "maybe", "ja", "-1"),
     "first_key": ("2", "maybe", "ja", "-1"),
     "allow_anonymous": ("2", "maybe", "ja", "-1"),
     "require_json": ("2", "maybe", "ja", "-1"),
@@ -371,8 +377,8 @@ def test_an_application_does_by_default_what_the_command_line_does() -> None:
     """The defaults of `create_app` and of `run` stand beside those of the settings, for those who use no settings."""
     built_in = {name: given.default for call in (create_app, run) for name, given in signature(call).parameters.items()}
     rates = asdict(built_in["rates"])
-    built_in |= {"failures_per_minute": rates.pop("failures_per_minute")}
+    built_in |= {name: rates.pop(name) for name in ("failures_per_minute", "watchers_per_session")}
     built_in |= {f"rate_{name}": rate for name, rate in rates.items()}
     in_both = built_in.keys() & BY_NAME.keys() - {"store", "first_key"}  # in code a store is given, and a callable
-    assert len(in_both) == 18
+    assert len(in_both) == 21
     assert {name: built_in[name] for name in in_both} == {name: BY_NAME[name].default for name in in_both}

@@ -100,7 +100,7 @@ def test_every_test_that_is_named_exists(path: Path) -> None:
 
 
 def test_the_public_names_are_pinned() -> None:
-    assert chatstate.__all__ == ["__version__", "create_app", "create_store"]
+    assert chatstate.__all__ == ["AsyncClient", "Client", "__version__", "create_app", "create_store"]
     assert all(hasattr(chatstate, name) for name in chatstate.__all__)
 
 

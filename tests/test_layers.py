@@ -23,6 +23,7 @@ BELOW = {
     "records": {"errors", "record", "stores"},
     "keys": {"errors", "model", "records", "stores"},
     "tokens": {"errors", "model", "records", "stores"},
+    "links": {"errors", "model", "records", "stores"},
     "access": {"errors", "model", "keys", "tokens", "stores"},
     "stores": {"model", "errors", "visit", "record", "encryption"},
     "group_commit": {"errors"},
@@ -30,8 +31,11 @@ BELOW = {
     "reencryption": {"model", "errors", "encryption", "stores"},
     "sweeper": {"model", "errors", "stores"},
     "visits": {"model", "errors", "visit", "group_commit", "stores"},
-    "privacy": {"model", "errors", "records", "sessions", "tokens", "visit", "visits", "stores"},
+    "privacy": {"model", "errors", "records", "sessions", "tokens", "links", "visit", "visits", "stores"},
+    "live": {"model", "errors", "sessions", "stores"},
+    "client": {"__init__"},  # its version; it knows the server by the HTTP contract alone
     "http": {
+        "live",
         "model",
         "errors",
         "rates",
@@ -42,6 +46,7 @@ BELOW = {
         "visits",
         "keys",
         "tokens",
+        "links",
         "access",
         "privacy",
         "stores",
@@ -63,7 +68,7 @@ BELOW = {
         "__init__",
     },
     "__main__": {"cli"},
-    "__init__": {"http", "stores"},
+    "__init__": {"client", "http", "stores"},
 }
 """What each part of the package may import from the rest of it."""
 
@@ -75,6 +80,9 @@ DRIVERS = {
     "jsonpatch": {"patches.py"},
     "jwt": {"tokens.py"},
     "cryptography": {"encryption.py"},
+    "httpx": {"client"},
+    "httpx_sse": {"client"},
+    "segno": {"http/links.py"},
 }
 """Where a library may be imported."""
 
@@ -125,4 +133,4 @@ def test_functions_are_short(path: Path) -> None:
 def test_the_package_stays_small() -> None:
     """Each of its parts does one thing. Blank lines do not count, the contract suite does, which users may run too."""
     lines = [line for path in FILES for line in path.read_text().splitlines() if line.strip()]
-    assert len(lines) < 11500
+    assert len(lines) < 14000

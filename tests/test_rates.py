@@ -87,6 +87,22 @@ def test_the_memory_is_bounded_and_who_rested_longest_is_forgotten() -> None:
     assert len(limit._due) == MOST_NAMES
 
 
+def test_what_is_given_back_was_not_counted() -> None:
+    clock = Clock(0)
+    limit = RateLimit(1, 2, clock)
+    for _ in range(10):
+        assert limit.wait("a") == 0
+        limit.give_back("a")
+    assert [limit.wait("a") for _ in range(3)] == [0, 0, 1]
+    limit.give_back("a")
+    assert [limit.wait("a"), limit.wait("a")] == [0, 1]
+    limit.give_back("unknown")
+    assert [limit.wait("unknown") for _ in range(3)] == [0, 0, 1]
+    unlimited = RateLimit(0, 1, clock)
+    unlimited.give_back("a")
+    assert unlimited.wait("a") == 0
+
+
 def test_it_runs_on_real_time_by_default() -> None:
     limit = RateLimit(1e-6, 1)
     assert limit.wait("a") == 0

@@ -111,6 +111,15 @@ def test_the_script_of_the_readme_works(server: ServerProcess, tmp_path: Path) -
     assert run_script(server, tmp_path, block, use) == "null\ngender\n"
 
 
+def test_the_python_lines_of_the_readme_work(server: ServerProcess) -> None:
+    (block,) = [block for block in blocks("README.md", "python") if "Client" in block]
+    names: dict[str, Any] = {}
+    for _ in range(2):  # the session is made, and then it is changed
+        exec(block.replace(ADDRESS, server.base_url), names)
+        with names["client"] as client:
+            assert client.load("session_888").state == {"step": "gender"}
+
+
 @needs_node
 def test_the_scripts_of_the_readme_do_not_take_a_failure_for_a_new_conversation(
     server: ServerProcess, tmp_path: Path

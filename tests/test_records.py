@@ -98,6 +98,13 @@ async def test_a_change_gives_the_document_after_it_and_sets_when_it_expires(cou
     assert await counts.get("a", NOW + HOUR) is None
 
 
+async def test_when_a_document_expires_may_follow_from_what_is_in_it(counts: Records[Count]) -> None:
+    await counts.put("a", Count(1), NOW)
+    await counts.change("a", NOW, lambda count: Count(3), lambda count: NOW + count.number * HOUR)
+    assert await counts.get("a", NOW + 3 * HOUR - timedelta.resolution) == Count(3)
+    assert await counts.get("a", NOW + 3 * HOUR) is None
+
+
 async def test_what_there_is_not_is_neither_changed_nor_created(counts: Records[Count]) -> None:
     assert await counts.change("a", NOW, lambda count: count) is None
     assert not await counts.drop("a", NOW)

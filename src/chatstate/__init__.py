@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chatstate.client import AsyncClient, Client
     from chatstate.http.app import create_app
     from chatstate.stores import create_store
 
-__all__ = ["__version__", "create_app", "create_store"]
-__version__ = "0.4.0"
+__all__ = ["AsyncClient", "Client", "__version__", "create_app", "create_store"]
+__version__ = "0.5.0"
 
 
 def __getattr__(name: str) -> Any:
-    # The server is imported when it is asked for: `import chatstate` alone stays light.
+    # The server is imported when it is asked for, and so is the client: `import chatstate` alone stays light.
+    if name in ("AsyncClient", "Client"):
+        from chatstate import client
+
+        return getattr(client, name)
     if name == "create_app":
         from chatstate.http.app import create_app
 

@@ -155,6 +155,15 @@ class Access:
                 await self.keys.record_use(key_id, used_at)
                 self._recorded[key_id] = used_at
 
+    async def holds(self, claims: Claims) -> bool:
+        """Whether a token that says this would be let in, by what the store knows now. Raises errors of the store."""
+        await self.refresh()
+        try:
+            self.check(_caller_with_claims(claims))
+        except Unauthorized:
+            return False
+        return True
+
     # --- Who it is ----------------------------------------------------------------------------------------------------
 
     async def caller(self, credential: str) -> Caller:
@@ -165,7 +174,7 @@ class Access:
         if self._age() > STALE_SECONDS:
             await self._read_now()
         if caller := self._accepted.get(credential):
-            return self._still(caller)
+            return self.check(caller)
         if keys.is_key(credential):
             if self.mode == "open":
                 await self._look_again()  # who shows a key has made one, perhaps just now
@@ -179,8 +188,8 @@ class Access:
             return ANONYMOUS
         raise Unauthorized(_NO_CREDENTIAL if credential else None)
 
-    def _still(self, caller: Caller) -> Caller:
-        """The caller, whose credential was accepted before, if it is still valid."""
+    def check(self, caller: Caller) -> Caller:
+        """The caller, whose credential was accepted before, if it is still valid. Raises `Unauthorized`."""
         now = self._clock()
         if self.mode != "open" and not self._is_live(caller.key_id, now):  # a server without keys mints for everybody
             raise Unauthorized(_VOID if caller.claims is None else _VOID_MINTER)
@@ -194,7 +203,7 @@ class Access:
 
     def _accept(self, credential: str, caller: Caller) -> Caller:
         """The caller, if the credential is still valid; from now on by a look into a table."""
-        self._still(caller)
+        self.check(caller)
         if len(self._accepted) >= _MOST_ACCEPTED:
             self._accepted.clear()
         self._accepted[credential] = caller
@@ -218,14 +227,12 @@ class Access:
         if not key.accepts(parsed.secret, self._clock()):
             raise Unauthorized(_VOID)
         # A secret that has been rotated is looked at each time: its grace ends.
-        return self._accept(text, caller) if key.is_current(parsed.secret) else self._still(caller)
+        return self._accept(text, caller) if key.is_current(parsed.secret) else self.check(caller)
 
     async def _caller_with_token(self, text: str) -> Caller:
         if not self.tokens.knows_signer(text):
             await self._look_again()
-        claims = self.tokens.verify(text)
-        caller = Caller("token", frozenset(claims.verbs), Within(only=claims.sub), claims.azp, claims)
-        return self._accept(text, caller)
+        return self._accept(text, _caller_with_claims(self.tokens.verify(text)))
 
     def _is_live(self, key_id: str, now: datetime) -> bool:
         return key_id in self._known and self._known[key_id][0].is_live(now)
@@ -244,6 +251,10 @@ class Access:
 
 def _caller_with(key: ApiKey) -> Caller:
     return Caller(f"key:{key.id}", frozenset(key.scopes), key.within, key.id)
+
+
+def _caller_with_claims(claims: Claims) -> Caller:
+    return Caller("token", frozenset(claims.verbs), Within(only=claims.sub), claims.azp, claims)
 
 
 def _void(key: ApiKey, now: datetime) -> ApiKey:

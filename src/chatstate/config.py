@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
-from chatstate.model import LONGEST_TTL, MAX_EXPIRES_IN, Retention, retention_of
+from chatstate.model import LONGEST_TTL, MAX_EXPIRES_IN, Retention, check_page, retention_of
 
 LOOPBACK = {"localhost": ("127.0.0.1", "::1"), "127.0.0.1": ("127.0.0.1",), "::1": ("::1",)}
 """What `--host` may be, and the addresses that each binds."""
@@ -128,6 +128,11 @@ def _networks(text: str) -> tuple[str, ...]:
         raise ValueError(f"must be a list of networks such as 10.0.0.0/8, separated by commas: {error}") from None
 
 
+def _page(text: str) -> str:
+    check_page(text)
+    return text
+
+
 def _switch(text: str) -> bool:
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if text.lower() not in known:
@@ -200,6 +205,20 @@ SETTINGS = (
         False,
         _switch,
         "Deleting a session leaves its visits. By default it erases all that is kept about the session.",
+    ),
+    Setting(
+        "link_page",
+        ("CHATSTATE_LINK_PAGE",),
+        None,
+        _page,
+        "The page that links to other devices lead to, where none is named. By default the chat page of this server.",
+    ),
+    Setting(
+        "demo",
+        ("CHATSTATE_DEMO",),
+        False,
+        _switch,
+        "Show the chat page at /demo also when there are API keys. Without any it is always there.",
     ),
     Setting(
         "first_key",
@@ -291,6 +310,13 @@ SETTINGS = (
         "For how many days after it was first minted a session token can be renewed.",
     ),
     Setting(
+        "watchers_per_session",
+        ("CHATSTATE_WATCHERS_PER_SESSION",),
+        100,
+        _number,
+        "How many clients of a server with keys may watch one session at once.",
+    ),
+    Setting(
         "encryption_keys",
         ("CHATSTATE_ENCRYPTION_KEYS",),
         None,
@@ -335,6 +361,8 @@ class Settings(Struct, frozen=True):
     idle_expiry_seconds: int | None
     retention_days: int | None
     keep_visits: bool
+    link_page: str | None
+    demo: bool
     first_key: bool
     allow_anonymous: bool
     allowed_origins: tuple[str, ...]
@@ -347,6 +375,7 @@ class Settings(Struct, frozen=True):
     max_connections: int
     token_ttl_seconds: int
     token_renewable_days: int
+    watchers_per_session: int
     encryption_keys: KeyRing | None
     audit_log: str | None
     pool_size: int | None

@@ -19,7 +19,8 @@
     │   ├── SessionNotFound        no session has this id
     │   ├── VersionNotFound        this version of the session is not kept
     │   ├── VisitNotFound          no visit has this id, or this user has none
-    │   └── UserNotFound           nothing is kept about this person
+    │   ├── UserNotFound           nothing is kept about this person
+    │   └── LinkNotFound           no link can be redeemed by this, or is of this session
     ├── PreconditionFailed         the session is not in the state that the client expects; `current` says which, and
     │                              `session`, if the client wants to see it, shows it
     ├── PreconditionRequired       this server takes no write without a precondition
@@ -167,6 +168,10 @@ class VisitNotFound(NotFound, code="visit_not_found"):
 
 class UserNotFound(NotFound, code="user_not_found"):
     """Nothing is kept about a person with this id: no visit names it."""
+
+
+class LinkNotFound(NotFound, code="link_not_found"):
+    """There is no such link, or not any more. Ask for a new one on the device where the chat is open."""
 
 
 class PreconditionFailed(ChatStateError, code="precondition_failed"):

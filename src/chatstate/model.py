@@ -8,7 +8,7 @@ for the person who sent the value.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
@@ -322,6 +322,21 @@ class Position(NamedTuple):
     user_session_id: str
 
 
+class TagQuery(Struct, frozen=True, kw_only=True):
+    """Which versions these sessions are in: a `Tagged` for each that is present, in any order."""
+
+    ids: Sequence[str]
+    now: datetime
+    retention: Retention = KEEP
+
+
+class Tagged(NamedTuple):
+    """A session, and the version that it is in."""
+
+    user_session_id: str
+    tag: Tag
+
+
 class VersionQuery(Struct, frozen=True, kw_only=True):
     """The versions of a session that are kept, newest first; none when the session is absent.
 
@@ -432,6 +447,30 @@ def check_prefix(text: str) -> None:
         raise ValueError(f"must have at most {MAX_ID_LENGTH} characters, has {len(text)}")
     if _FORBIDDEN_IN_ID.search(text):
         raise ValueError("must not contain control characters or lone surrogates")
+
+
+_PAGE = re.compile(
+    r"(https?://)((?:[a-z0-9.-]+|\[[0-9a-f:]+\]))(:\d{1,5})?([/?][\w.~!$&'()*+,;=:@%/?-]*)?", re.ASCII | re.I
+)
+"""Only what every reader of addresses takes for the same: no `\\`, no blanks, no user, no fragment."""
+
+_DEFAULT_PORTS = {("https://", ":443"), ("http://", ":80")}
+_LONGEST_PAGE = 2000
+
+
+def check_page(url: str) -> None:
+    """An address that a link can lead to, behind which its secret is put as the fragment."""
+    if len(url) > _LONGEST_PAGE or not _PAGE.fullmatch(url):
+        raise ValueError("must be the address of a page, such as https://chat.example.org/, without user or fragment")
+
+
+def origin_of(url: str) -> str:
+    """The origin of a page (RFC 6454, section 6.2); empty for what has none."""
+    found = _PAGE.fullmatch(url)
+    if not found:
+        return ""
+    scheme, host, port = found[1].lower(), found[2].lower(), found[3] or ""
+    return scheme + host + ("" if (scheme, port) in _DEFAULT_PORTS else port)
 
 
 def prefix_end(prefix: str) -> str | None:

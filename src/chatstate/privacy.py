@@ -13,6 +13,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from chatstate.errors import SessionNotFound, StoreUnavailable, UserNotFound
+from chatstate.links import Link, Links
 from chatstate.model import EVERYTHING, Remembered, Session, Version, Within
 from chatstate.records import Records
 from chatstate.sessions import Sessions
@@ -75,15 +76,17 @@ class Held(NamedTuple):
     session: Session | None
     remembered: Sequence[Remembered]
     tokens_revoked_at: datetime | None
+    links: Sequence[Link]
 
 
 class Privacy:
     """Works on all collections at once; each step is atomic, and what was interrupted goes on with the next try."""
 
-    def __init__(self, sessions: Sessions, visits: Visits, tokens: Tokens) -> None:
+    def __init__(self, sessions: Sessions, visits: Visits, tokens: Tokens, links: Links) -> None:
         self._sessions = sessions
         self._visits = visits
         self._tokens = tokens
+        self._links = links
 
     async def held(self, user_session_id: str, now: datetime) -> Held:
         """What is kept about the session. Raises `SessionNotFound` when that is nothing, not even a visit."""
@@ -92,9 +95,10 @@ class Privacy:
             session = await self._sessions.load(user_session_id)
         remembered = await self._sessions.remembered(user_session_id)
         revoked_at = await self._tokens.revoked_at(user_session_id, now)
-        if not (session or remembered or revoked_at or await self._visits.page(user_session_id, limit=1)):
+        links = await self._links.all(user_session_id, now)
+        if not (session or remembered or revoked_at or links or await self._visits.page(user_session_id, limit=1)):
             raise SessionNotFound
-        return Held(user_session_id, session, remembered, revoked_at)
+        return Held(user_session_id, session, remembered, revoked_at, links)
 
     async def versions(self, user_session_id: str) -> AsyncIterator[Version]:
         """All versions of a session that are kept, newest first, with their states."""
@@ -130,6 +134,7 @@ class Privacy:
         async for user_session_id in self.user_sessions(user_id, within):
             erasing(user_session_id)
             await self._tokens.revoke(user_session_id, now)
+            await self._links.erase(user_session_id, now)
             with suppress(SessionNotFound):
                 await self._sessions.delete(user_session_id)
                 sessions += 1

@@ -34,3 +34,8 @@ class RateLimit:
         if len(self._due) > MOST_NAMES:
             del self._due[next(iter(self._due))]
         return max(early, 0.0)
+
+    def give_back(self, name: Hashable) -> None:
+        """Uncount a request of this name that `wait` has allowed."""
+        if name in self._due:
+            self._due[name] -= self._interval

@@ -56,15 +56,23 @@ class Records(Generic[Document]):
         )
 
     async def change(
-        self, key: str, now: datetime, change: Callable[[Document], Document], expires_at: datetime | None = None
+        self,
+        key: str,
+        now: datetime,
+        change: Callable[[Document], Document],
+        expires_at: datetime | Callable[[Document], datetime] | None = None,
     ) -> Document | None:
-        """The document after this change, in which no other one is lost; None when there is no document."""
+        """The document after this change, in which no other one is lost; None when there is no document.
+
+        When it expires may follow from what is in it.
+        """
         while True:
             found = await self._list(RecordQuery(collection=self._collection, now=now, key=key))
             if not found:
                 return None
             document = change(self._read(found[0]))
-            if await self.put(key, document, now, expires_at=expires_at, expect=found[0].version):
+            until = expires_at(document) if callable(expires_at) else expires_at
+            if await self.put(key, document, now, expires_at=until, expect=found[0].version):
                 return document
 
     async def drop(self, key: str, now: datetime) -> bool:

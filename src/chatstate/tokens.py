@@ -28,6 +28,9 @@ ALGORITHM = "HS256"
 TYPE = "chatstate+jwt"
 AUDIENCE = "chatstate:session"
 
+_OF_LINK = "\x1f"
+"""What the keys of revocations begin with that are about a link: no id of a session has controls."""
+
 _OVERLAP = timedelta(minutes=5)
 """How far the clocks of servers may be apart, and how long a revocation may take to be committed."""
 
@@ -58,6 +61,7 @@ class Claims(Struct, frozen=True):
     auth_time  when the first one in a row of renewals was minted, with a fraction. Revocations count from there: no
                renewal escapes one, on a server that has not read of it yet
     azp        the API key that minted the first one; empty on a server without keys
+    links      the handles of the links by which the first one came to another device; left out when there is none
     """
 
     sub: str
@@ -66,6 +70,7 @@ class Claims(Struct, frozen=True):
     exp: int
     auth_time: float
     azp: str = ""
+    links: tuple[str, ...] = ()
 
 
 class Tokens:
@@ -109,6 +114,8 @@ class Tokens:
             await self.rotate(now)
         key_id = _newest(self._ring)
         payload = {**asdict(claims), "aud": AUDIENCE}
+        if not claims.links:
+            del payload["links"]
         secret = b64decode(self._ring[key_id].secret)
         return jwt.encode(payload, secret, ALGORITHM, headers={"kid": key_id, "typ": TYPE})
 
@@ -134,7 +141,9 @@ class Tokens:
         if claims.exp <= now.timestamp():
             raise TokenExpired
         if claims.auth_time <= self._revoked.get(claims.sub, -1.0):
-            raise Unauthorized("The session token has been revoked.")
+            raise Unauthorized(_REVOKED)
+        if claims.links and any(_OF_LINK + handle in self._revoked for handle in claims.links):
+            raise Unauthorized(_REVOKED)
 
     def verify(self, token: str) -> Claims:
         """What a genuine token says, whenever that was. Raises `Unauthorized`."""
@@ -154,6 +163,10 @@ class Tokens:
         await self._revocations.put(user_session_id, revocation, now, expires_at=now + LONGEST_TTL + _OVERLAP)
         self._revoke_here(user_session_id, now)
 
+    async def revoke_link(self, handle: str, now: datetime) -> None:
+        """Make void what this link gave, and its renewals, as `revoke` does, and no other tokens of the session."""
+        await self.revoke(_OF_LINK + handle, now)
+
     async def forget(self, user_session_id: str, now: datetime) -> None:
         """Remove what is remembered of the session's revocation. Servers that have read it go on knowing of it."""
         await self._revocations.drop(user_session_id, now)
@@ -167,6 +180,7 @@ class Tokens:
 _OPTIONS: Any = {"verify_exp": False, "verify_iat": False, "require": ["exp", "iat", "aud", "sub"]}
 """Times are compared by our own clock."""
 
+_REVOKED = "The session token has been revoked."
 _NOT_OURS = "The credential is not valid: no session token of this server, and no API key."
 
 

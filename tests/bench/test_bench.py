@@ -12,7 +12,7 @@ import psutil
 import pytest
 from msgspec import json as typed_json
 
-from bench import peers
+from bench import live, peers
 from bench.__main__ import main
 from bench.limits import script
 from bench.lists import Client
@@ -135,6 +135,21 @@ def test_tiny_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "lists of 2,000 sessions" in text
     assert all(kind in text for kind in kinds)
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_tiny_live(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SAVES", 20), ("WATCHERS", 10), ("IDLE_SECONDS", 0.01)):
+        monkeypatch.setattr(live, name, value)
+    output = tmp_path / "results.json"
+    assert main(["--only", "live", "--systems", "PostgreSQL", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    found = {fact.name: fact.values for fact in results.facts}
+    assert results.failed == []
+    for name in ("PostgreSQL", "PostgreSQL, two processes"):
+        (latency,) = found[f"p99 from a save to its event, chatstate, {name}"]
+        assert latency > 0
+    assert len([name for name in found if name.startswith("memory of an idle")]) == 2
+    assert "p50 from a save to its event, chatstate, PostgreSQL" in capsys.readouterr().out
 
 
 async def test_a_far_page_is_found_by_the_links() -> None:

@@ -66,7 +66,9 @@ def raw_request(port: int, request: bytes) -> Answer:
         response = HTTPResponse(connection, method=method)
         try:
             response.begin()
-            return Answer(response.status, httpx.Headers(response.getheaders()), response.read())
+            endless = response.getheader("content-type") == "text/event-stream"  # of that, what comes at once
+            body = response.read1() if endless and method != "HEAD" else response.read()
+            return Answer(response.status, httpx.Headers(response.getheaders()), body)
         finally:
             response.close()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hmac
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -142,7 +142,11 @@ async def ask(
     request = Request(method, path, Headers(raw), content, query=query, client=client, scheme=scheme)
     response = await app.respond(request)
     lines = [line.split(": ", 1) for line in response.head().splitlines()]
-    streamed = b"".join([piece async for piece in response.stream]) if response.stream else b""
+    if response.stream and response.media_type == "text/event-stream":  # of that, what comes at once
+        async with aclosing(response.stream):
+            streamed = await anext(response.stream)
+    else:
+        streamed = b"".join([piece async for piece in response.stream]) if response.stream else b""
     return Answer(response.status, httpx.Headers(lines), streamed or response.body)
 
 

@@ -379,7 +379,9 @@ def test_a_method_that_is_not_allowed(client: httpx.Client, method: str, path: s
     assert method not in answer.headers["allow"].split(", ")
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/chat-state-sessions/", "/chat-state-sessions/a/b", "/healthz/"])
+@pytest.mark.parametrize(
+    "path", ["/demo/", "/nothing", "/chat-state-sessions/", "/chat-state-sessions/a/b", "/healthz/"]
+)
 def test_a_path_that_is_not_there(client: httpx.Client, path: str) -> None:
     assert_problem(client.get(path), 404, "not_found")
 

@@ -72,7 +72,15 @@ def test_an_export_holds_everything_of_every_collection(client: httpx.Client, ne
     export = response.json()
     assert response.headers["content-disposition"] == 'attachment; filename="chatstate-session.json"'
     assert list(export) == [
-        *("user_session_id", "chat_state_session", "remembered_requests", "tokens_revoked_at", "versions", "visits")
+        *(
+            "user_session_id",
+            "chat_state_session",
+            "remembered_requests",
+            "tokens_revoked_at",
+            "links",
+            "versions",
+            "visits",
+        )
     ]
     assert export["chat_state_session"] == touched
     assert [row["chat_state"] for row in export["versions"]] == [states[-1], *reversed(states)]

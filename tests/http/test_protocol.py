@@ -80,7 +80,7 @@ REQUESTS = {
     "save of no known type": (415, request("POST", SESSIONS, save_body("kept"))),
     "save of too much": (413, request("PUT", f"{SESSIONS}/kept", b"x" * (3 << 20), JSON)),
     "no such method": (405, request("PATCH", SESSIONS, b"{}", JSON)),
-    "no such path": (404, request("GET", "/")),
+    "no such path": (404, request("GET", "/nothing")),
     "query": (200, request("GET", f"{SESSIONS}/kept?x=y")),
     "whole URL": (200, request("GET", f"http://localhost{SESSIONS}/kept")),
     "last of its connection": (200, request("GET", f"{SESSIONS}/kept", b"", "Connection: close")),

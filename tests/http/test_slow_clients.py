@@ -24,6 +24,7 @@ from chatstate.http.deadlines import Watch
 from chatstate.http.messages import Request, Response
 from chatstate.http.protocol import MAX_REFUSED, SLICE_BYTES, HttpProtocol
 from tests.http.conftest import Serve, Server
+from tests.http.event_stream import EventStream, listening
 from tests.http.test_protocol import CHUNKED, JSON, SESSIONS, Connection, request, save_body
 from tests.servers.process import PROGRAM, ServerProcess
 
@@ -282,7 +283,7 @@ def test_a_connection_is_kept_after_a_body_that_nobody_read(hurried: Hurried) ->
 # --- Clients that do not read -----------------------------------------------------------------------------------------
 
 
-def is_cut_off(connection: Connection) -> bool:
+def is_cut_off(connection: Connection | EventStream) -> bool:
     """Whether the server resets the connection, sooner or later."""
     poll = select.poll()
     poll.register(connection.socket, select.POLLERR)  # nobody reads: to be readable is no event
@@ -297,6 +298,22 @@ def test_whoever_does_not_take_an_answer_is_cut_off(hurried: Hurried, target: st
         with Connection(server) as connection:
             connection.socket.sendall(request("GET", target, b"", *fields))
             assert is_cut_off(connection)
+
+
+def test_a_watcher_who_reads_nothing_is_cut_off_and_an_idle_one_is_not(hurried: Hurried) -> None:
+    """All deadlines but the one for taking an answer are for requests, and none of them for a stream that is idle."""
+    with (
+        hurried(headers=SHORT, body=SHORT, write=SHORT, keep_alive=SHORT) as server,
+        listening(server.port, "kept/events") as idle,
+        listening(server.port, "large/events") as deaf,
+    ):
+        assert idle.state() == "state"
+        assert server.app._live.count("large") == 1
+        while server.app._live.count("large"):
+            assert server.send("POST", SESSIONS, save_body("large", "x" * (LARGE >> 3))).status in (200, 201)
+        assert is_cut_off(deaf)
+        assert server.send("POST", SESSIONS, save_body("kept", "later")).status == 200
+        assert idle.state() == "later"
 
 
 def test_whoever_takes_an_answer_in_time_is_not_cut_off(hurried: Hurried) -> None:

@@ -1,7 +1,8 @@
 """What must never be found where it does not belong: in logs, in the output of servers, in answers about errors.
 
-Passwords of databases begin with `CANARY`; tests put it into bodies and states, too. API keys and session tokens are
-known by their form. Whatever any test makes chatstate write is looked through when the whole run is over.
+Passwords of databases begin with `CANARY`; tests put it into bodies and states, too. API keys, session tokens, and what
+redeems links are known by their form. Whatever any test makes chatstate write is looked through when the whole run is
+over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from collections.abc import Iterator
 
 CANARY = "canary-7f3a91"
 
-_SECRETS = re.compile(rf"{CANARY}|cs_[a-z2-7]{{8}}_[0-9A-Za-z]{{20,}}|eyJ[0-9A-Za-z_-]{{10,}}\.eyJ[0-9A-Za-z_-]{{10,}}")
+_LETTERS = "[BCDFGHJKLMNPQRSTVWXZ]{4}"
+_SECRETS = re.compile(
+    rf"{CANARY}|cs_[a-z2-7]{{8}}_[0-9A-Za-z]{{20,}}|eyJ[0-9A-Za-z_-]{{10,}}\.eyJ[0-9A-Za-z_-]{{10,}}"
+    rf"|\b{_LETTERS}-{_LETTERS}\b|\b{_LETTERS}\.[0-9A-Za-z_-]{{43}}"
+)
 _SHOWN_ON_PURPOSE = re.compile(r"The first API key, shown this once; keep it safe:\n\n  \S+\n")
 
 found: list[str] = []

@@ -36,10 +36,13 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "http/proxies.py": ("tests/http/test_gate.py",),
     "http/browsers.py": ("tests/http/test_gate.py", "tests/http/test_browsers.py"),
     "http/tokens.py": ("tests/http/test_tokens.py", "tests/http/test_gate.py", "tests/http/test_not_theirs.py"),
+    "http/links.py": ("tests/http/test_links.py",),
+    "links.py": ("tests/test_links.py", "tests/http/test_links.py"),
     "keys.py": ("tests/test_keys.py", "tests/test_access.py"),
     "tokens.py": ("tests/http/test_tokens.py", "tests/test_access.py"),
     "access.py": _ACCESS,
     "rates.py": ("tests/test_rates.py",),
+    "live.py": ("tests/test_live.py",),
     "records.py": ("tests/test_records.py", "tests/test_keys.py"),
 }
 """The tests that know a file, the likeliest first. They must be fast: they run hundreds of times."""

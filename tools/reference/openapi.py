@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, json
 
 from chatstate import __version__
 from chatstate.errors import ChatStateError
-from chatstate.http import tokens
+from chatstate.http import links, tokens
 from chatstate.http.api import CREDENTIAL_PROBLEMS, PROBLEMS_EVERYWHERE, Endpoint, Handler
 from chatstate.http.privacy import SessionExport, UserExport
 from chatstate.http.problems import MEDIA_TYPE, STATUS, problem_response
@@ -193,7 +193,7 @@ def _operation(endpoint: Endpoint, endpoints: Sequence[Endpoint]) -> Json:
 
 def problem_codes(endpoint: Endpoint) -> set[str]:
     """The codes of all errors that an operation can be answered with."""
-    wanted = CREDENTIAL_PROBLEMS if endpoint.credential.kind != "none" else ()
+    wanted = CREDENTIAL_PROBLEMS if endpoint.credential.kind == "key" else ()
     return {*endpoint.problems, *PROBLEMS_EVERYWHERE, *wanted}
 
 
@@ -205,7 +205,7 @@ def _answer(endpoint: Endpoint, status: int, endpoints: Sequence[Endpoint]) -> J
     shape = endpoint.answers[status]
     answer: Json = {"description": f"{phrase(status)}.", "headers": dict(_headers(endpoint, status))}
     if isinstance(shape, str):
-        answer["content"] = {shape: {}}
+        answer["content"] = {media_type: {} for media_type in shape.split(", ")}
     elif shape:
         answer["description"] += "" if get_args(shape) else f" {inspect.getdoc(shape)}"
         answer["content"] = {"application/json": {"schema": _named(shape)[0]}}
@@ -217,11 +217,11 @@ def _answer(endpoint: Endpoint, status: int, endpoints: Sequence[Endpoint]) -> J
 def _headers(endpoint: Endpoint, status: int) -> Iterator[tuple[str, Json]]:
     """The header fields that a success has, beside those that all answers have."""
     shape = endpoint.answers[status]
-    if shape in (SessionRecord, SessionSummary, LoadedState, VersionRecord, None):
+    if status != 303 and shape in (SessionRecord, SessionSummary, LoadedState, VersionRecord, None):
         yield "ETag", _ref("headers", "ETag")
     if shape is VersionPage:
         yield "ETag", _ref("headers", "NewestETag")
-    if status == 201 and shape is not MintedToken:
+    if status == 303 or (status == 201 and shape is not MintedToken):
         yield "Location", _ref("headers", "Location")
     if shape in (SessionExport, UserExport):
         yield "Content-Disposition", _ref("headers", "ContentDisposition")
@@ -266,14 +266,15 @@ def _problem_headers(endpoint: Endpoint, status: int, codes: Sequence[str]) -> I
 
 API_KEY, SESSION_TOKEN = "ApiKey", "SessionToken"
 
-_SCOPES_OF_KEYS: Mapping[Handler, str] = {tokens.mint: "mint", tokens.revoke: "mint"}
+_OF_MINTERS = (tokens.mint, tokens.revoke, *(row.handler for row in links.ENDPOINTS if row.credential.kind == "key"))
+_SCOPES_OF_KEYS: Mapping[Handler, str] = dict.fromkeys(_OF_MINTERS, "mint")
 """What these handlers themselves demand of an API key; a session token needs nothing for it but itself."""
 
 
 def security(endpoint: Endpoint) -> list[Json]:
     """The credentials of which the operation wants one, each with the scope that it must have; none: it wants none."""
     credential = endpoint.credential
-    if credential.kind == "none":
+    if credential.kind in ("none", "link_code"):  # the code stands in the path, which no security scheme knows of
         return []
     if credential.kind != "key":
         raise ValueError(
@@ -294,6 +295,8 @@ def _credential(endpoint: Endpoint) -> str:
         for requirement in security(endpoint)
         for scheme, scopes in requirement.items()
     )
+    if endpoint.credential.kind == "link_code":
+        wanted = "the code, which stands in the path"
     anonymous = " With `--allow-anonymous`, none." if endpoint.credential.anonymous else ""
     return f"Credential: {wanted or 'none'}.{anonymous}"
 

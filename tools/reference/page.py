@@ -100,7 +100,9 @@ def _curl_lines(spec: Json, method: str, path: str, operation: Json) -> Iterator
     """A line for each kind of body that the operation takes."""
     for parameter in spec["components"]["parameters"].values():
         path = path.replace(f"{{{parameter['name']}}}", str(parameter["schema"].get("examples", [""])[0]))
-    line = "curl " + (f"-X {method} " if method != "GET" else "") + shlex.quote(spec["servers"][0]["url"] + path)
+    unbuffered = "text/event-stream" in operation["responses"].get("200", {}).get("content", {})
+    how = f"-X {method} " if method != "GET" else "-N " if unbuffered else ""
+    line = f"curl {how}" + shlex.quote(spec["servers"][0]["url"] + path)
     bodies = _bodies(spec, operation)
     if not bodies:
         yield line

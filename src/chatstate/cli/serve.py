@@ -64,6 +64,8 @@ def _app(store: Store, settings: Settings) -> ChatState:
         idle_expiry_seconds=settings.idle_expiry_seconds,
         retention_days=settings.retention_days,
         keep_visits=settings.keep_visits,
+        link_page=settings.link_page,
+        demo=settings.demo,
         allow_anonymous=settings.allow_anonymous,
         allowed_origins=settings.allowed_origins,
         allowed_hosts=settings.allowed_hosts,
@@ -73,6 +75,7 @@ def _app(store: Store, settings: Settings) -> ChatState:
             settings.rate_per_session,
             settings.rate_per_address,
             settings.failures_per_minute,
+            settings.watchers_per_session,
         ),
         token_ttl_seconds=settings.token_ttl_seconds,
         token_renewable_days=settings.token_renewable_days,
@@ -113,7 +116,7 @@ chatstate {__version__} listens on {url}
   durability  {status.durability}
   access      {_ACCESS[mode].format(create_key=create_key)}
 {_kept(settings)}  reference   {url}/docs
-{_warnings(settings, access)}
+{_chat_page(settings, mode, url)}{_warnings(settings, access)}
 Try it:
 
   curl -X POST {url}/chat-state-sessions -H "Content-Type: application/json" \\
@@ -122,6 +125,10 @@ Try it:
 
 Stop with Ctrl+C.
 """
+
+
+def _chat_page(settings: Settings, mode: Mode, url: str) -> str:
+    return f"  chat page   {url}/demo\n" if settings.demo or mode == "open" else ""
 
 
 _ACCESS: Mapping[Mode, str] = {

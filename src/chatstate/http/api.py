@@ -12,6 +12,8 @@ from chatstate.http.browsers import Doors
 from chatstate.http.gate import Credential, Gate, Rates
 from chatstate.http.messages import Request, Response
 from chatstate.http.wire import Limits, decode_id
+from chatstate.links import Links
+from chatstate.live import Live
 from chatstate.model import Retention
 from chatstate.privacy import Privacy
 from chatstate.sessions import Sessions
@@ -32,6 +34,8 @@ class Options(Struct, frozen=True, kw_only=True):
     token_ttl: timedelta
     token_renewable: timedelta
     keep_visits: bool
+    demo: bool
+    link_page: str | None
     audit: Callable[[str], None] | None
     require_keys: bool
     first_key: Callable[[str], None] | None
@@ -46,6 +50,8 @@ class Api(Struct):
     sessions: Sessions
     visits: Visits
     privacy: Privacy
+    links: Links
+    live: Live
     store: Store
     options: Options
     gate: Gate

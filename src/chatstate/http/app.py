@@ -21,6 +21,8 @@ from chatstate.http.problems import problem, problem_response
 from chatstate.http.proxies import client_scheme, peer_address
 from chatstate.http.routes import ENDPOINTS, Routes, encode_path
 from chatstate.http.wire import Limits
+from chatstate.links import LONGEST_KEPT, Links
+from chatstate.live import Live
 from chatstate.model import LONGEST_TTL, retention_of, utc_now
 from chatstate.privacy import Privacy, audit_key, digest_key
 from chatstate.sessions import Sessions
@@ -55,8 +57,10 @@ class ChatState:
         self._visits = Visits(store, clock)
         self._sweeper = Sweeper(store, clock, options.retention)
         self._audit: AuditLog | None = None
-        privacy = Privacy(self._sessions, self._visits, self.access.tokens)
-        self._api = Api(self._sessions, self._visits, privacy, store, options, self._gate, clock)
+        links = Links(store, min(LONGEST_KEPT, options.retention.visits or LONGEST_KEPT))
+        privacy = Privacy(self._sessions, self._visits, self.access.tokens, links)
+        self._live = Live(store, self._sessions, clock, options.retention)
+        self._api = Api(self._sessions, self._visits, privacy, links, self._live, store, options, self._gate, clock)
         self._routes = Routes(self._api)
 
     @asynccontextmanager
@@ -64,7 +68,7 @@ class ChatState:
         """For applications that mount this one: `FastAPI(lifespan=chatstate.lifespan)`. Mounted, it gets none."""
         try:
             await self._start()
-            tasks = [asyncio.create_task(work) for work in (self._sweeper.run(), self.access.run())]
+            tasks = [asyncio.create_task(work) for work in (self._sweeper.run(), self.access.run(), self._live.run())]
             try:
                 yield
             finally:
@@ -86,11 +90,16 @@ class ChatState:
         if self._options.first_key and (key := await self.access.keys.create_first(self._clock())):
             self._options.first_key(key)
         await self.access.refresh()
+        self._live.start()
         if self._options.require_keys and self.access.mode == "open":
             raise KeysRequired
         if self._options.audit:
             self._audit = AuditLog(self._options.audit, await audit_key(self.store, self._clock()), self._clock)
         self.started = True
+
+    def end_streams(self) -> None:
+        """Let those end who listen to changes: the server is about to end, and waits for all answers."""
+        self._live.end()
 
     async def respond(self, request: Request) -> Response:
         """The answer to any request. Raises only `ClientGone`."""
@@ -122,7 +131,7 @@ class ChatState:
         if scope["type"] == "http":
             await self._answer(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
         else:
@@ -139,10 +148,10 @@ class ChatState:
         fields = [line.split(b": ", 1) for line in response.head().encode("latin-1").splitlines()]
         await send({"type": "http.response.start", "status": response.status, "headers": fields})
         if response.stream is not None and scope["method"] != "HEAD":
-            await _stream(response.stream, receive, send)
+            await _stream(response, response.stream, receive, send)
         await send({"type": "http.response.body", "body": response.body})
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
             async with self.lifespan():
@@ -172,15 +181,18 @@ def _request(scope: Message, receive: Receive) -> Request:
     )
 
 
-async def _stream(pieces: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
+async def _stream(response: Response, pieces: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
     """Send a body as it comes, until the client has gone: then ASGI servers take the rest without a word."""
     gone = asyncio.create_task(_disconnected(receive))
+    if when_gone := response.gone:
+        gone.add_done_callback(lambda _: when_gone())
     try:
         async with aclosing(pieces):
             async for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 if gone.done():
                     return
+                del piece  # it may be large, and the next one long in coming
     finally:
         gone.cancel()
 
@@ -219,6 +231,8 @@ def create_app(
     idle_expiry_seconds: int | None = None,
     retention_days: int | None = None,
     keep_visits: bool = False,
+    demo: bool = False,
+    link_page: str | None = None,
     allow_anonymous: bool = False,
     allowed_origins: Collection[str] = (),
     allowed_hosts: Collection[str] = (),
@@ -234,22 +248,19 @@ def create_app(
     """An ASGI application that serves the sessions of this store.
 
     max_state_bytes        the largest state, in bytes of UTF-8
-    require_json           refuse states that are not the text of a JSON document
-    require_preconditions  refuse writes without If-Match or If-None-Match
+    require_json, require_preconditions: refuse states that are not JSON, and writes without If-Match or If-None-Match
     history                how many versions of each session are kept; 0: the current one alone
     idle_expiry_seconds    how long after its last write a session expires that has no expiry of its own
     retention_days         how long anything is kept: sessions after their last write, visits after their creation
     keep_visits            deleting a session leaves its visits
+    demo, link_page: show the chat page at /demo also when there are keys; where links lead, if no page is named
     allow_anonymous        let callers without a credential use the routes that the replaced service had
-    allowed_origins        pages of these origins may call, such as `https://chat.example.org`
-    allowed_hosts          names of this server that callers without a credential may use
+    allowed_origins, allowed_hosts: origins of pages that may call, and names of this server without a credential
     trusted_proxies        networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed
     rates                  how many requests are answered once there are keys
-    token_ttl_seconds      how long a session token is valid, by default and at most (up to a day)
-    token_renewable_days   for how long a session token can be renewed
+    token_ttl_seconds, token_renewable_days: how long a session token is valid (up to a day), and can be renewed
     audit                  takes each line of the audit log
-    require_keys           refuse to start without an API key, unless callers without one are let in
-    first_key              if there is no API key yet, one is made at the start, and given to this
+    require_keys, first_key: refuse to start without an API key; takes the one that is made if there is none yet
     clock                  gives the time, aware and in UTC
     """
     options = Options(
@@ -263,6 +274,8 @@ def create_app(
         token_ttl=min(timedelta(seconds=token_ttl_seconds), LONGEST_TTL),
         token_renewable=timedelta(days=token_renewable_days),
         keep_visits=keep_visits,
+        demo=demo,
+        link_page=link_page,
         audit=audit,
         require_keys=require_keys,
         first_key=first_key,

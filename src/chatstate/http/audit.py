@@ -71,6 +71,7 @@ class AuditLog:
                 async for piece in pieces:
                     size += len(piece)
                     yield piece
+                    del piece
             result = "ok"
         finally:
             self._write(json.dumps(line | {"result": result, "size": size} | self._named(request)))

@@ -54,7 +54,7 @@ class Doors(Struct, frozen=True):
         origins = headers.all("origin")
         if origins:
             same = f"{request.scheme}://{hosts[0]}".lower() if mode == "keyed" else None
-            may_call = all(origin.lower() == same or self._is_page(origin, mode) for origin in origins)
+            may_call = all(origin.lower() == same or self.is_page(origin, mode) for origin in origins)
         else:  # a page on 127.0.0.1 that calls localhost is cross-site to a browser, and has an Origin
             site = headers.get("sec-fetch-site", "none").lower()
             may_call = mode == "keyed" or site in ("same-origin", "same-site", "none")
@@ -67,7 +67,8 @@ class Doors(Struct, frozen=True):
             return True
         return _is_host_here(host) or (mode == "anonymous" and _PORT.sub("", host.lower()) in self.hosts)
 
-    def _is_page(self, origin: str, mode: Mode) -> bool:
+    def is_page(self, origin: str, mode: Mode) -> bool:
+        """Whether pages of this origin may call."""
         if mode == "open" or not self.origins:
             return _is_page_here(origin)
         return origin.lower() in self.origins

@@ -7,7 +7,8 @@ here costs no question to the store, and comes before the body is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_network
 from time import monotonic
 from typing import Literal
@@ -57,12 +58,14 @@ class Rates(Struct, frozen=True):
                                        credential
     failures_per_minute                of requests with a wrong credential from one address, before they are answered
                                        with 429 alone
+    watchers_per_session               who watch it at once
     """
 
     per_key: float = 500
     per_session: float = 20
     per_address: float = 20
     failures_per_minute: float = 10
+    watchers_per_session: int = 100
 
 
 class Gate:
@@ -118,6 +121,22 @@ class Gate:
             if wait:
                 raise _too_many("without a valid credential", wait) from None
             return NOBODY
+
+    @contextmanager
+    def guess(self, request: Request) -> Iterator[None]:
+        """Counts a try of a code as one with a wrong credential, and takes that back when it was right.
+
+        It is counted before it is looked at: else many at once would find out more than the limit allows. An open
+        server has no limits. Raises `TooManyRequests`.
+        """
+        if self.access.mode == "open":
+            yield
+            return
+        block = block_of(self.address(request))
+        if wait := self._failures.wait(block):
+            raise _too_many("with a wrong code", wait)
+        yield
+        self._failures.give_back(block)
 
     def _count(self, caller: Caller, request: Request) -> None:
         if caller is ANONYMOUS:

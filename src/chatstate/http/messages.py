@@ -6,7 +6,7 @@ requests that arrive in one piece without that detour (`chatstate.http.protocol`
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -139,12 +139,10 @@ def _too_large(limit: int) -> BodyTooLarge:
 
 
 _ON_EVERY_ANSWER = (
-    "cache-control: no-store\r\n"
     "x-content-type-options: nosniff\r\n"
     "referrer-policy: no-referrer\r\n"
     "vary: origin\r\n"  # for caches: CORS has other headers for another page
 )
-"""States are private."""
 
 NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 """The Content-Security-Policy of answers that are no page: nothing runs, nothing is loaded."""
@@ -157,7 +155,9 @@ class Response(Struct):
     """An answer. `headers` are those that not every answer has, with names in lower case.
 
     stream   gives the body piece by piece, in the place of `body`; if it raises, the connection is cut
+    gone     called when the client has gone before the stream has ended, which then ends soon
     problem  the code of the error that the answer tells of
+    cache    what caches may do with it; nothing, because states are private
     """
 
     status: int = 200
@@ -166,11 +166,13 @@ class Response(Struct):
     headers: dict[str, str] = {}
     policy: str = NO_PAGE
     stream: AsyncGenerator[bytes, None] | None = None
+    gone: Callable[[], None] | None = None
     problem: str = ""
+    cache: str = "no-store"
 
     def head(self) -> str:
         """All header fields, each as a line. Raises ValueError for a value with a line end or other controls."""
-        lines = f"{_ON_EVERY_ANSWER}content-security-policy: {self.policy}\r\n"
+        lines = f"cache-control: {self.cache}\r\n{_ON_EVERY_ANSWER}content-security-policy: {self.policy}\r\n"
         if self.status not in BODILESS:
             lines += f"content-type: {self.media_type}\r\n"
             if self.stream is None:

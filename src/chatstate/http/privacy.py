@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, json
 from chatstate.errors import SessionNotFound, UserNotFound
 from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint
 from chatstate.http.gate import key, key_or_token
+from chatstate.http.links import LinkRecord, link_record
 from chatstate.http.messages import Request, Response
 from chatstate.http.shapes import SessionRecord, VersionRecord
 from chatstate.http.states import SESSION
@@ -43,6 +44,7 @@ class SessionExport(Struct):
     chat_state_session: Annotated[SessionRecord | None, Meta(description="The session; null: there are only visits.")]
     remembered_requests: Annotated[list[RememberedRequest], Meta(description="For retries, at most for 24 hours.")]
     tokens_revoked_at: Annotated[str | None, Meta(description="When its session tokens were last revoked.")]
+    links: Annotated[list[LinkRecord], Meta(description="Its links to other devices, newest first.")]
     versions: Annotated[list[VersionRecord], Meta(description="Its versions that are kept, newest first.")]
     visits: Annotated[list[VisitRecord], Meta(description="Its visits, newest first.")]
 
@@ -123,8 +125,9 @@ async def _session(api: Api, held: Held, user_id: str | None = None) -> AsyncGen
         for row in held.remembered
     ]
     revoked = format_time(held.tokens_revoked_at) if held.tokens_revoked_at else None
+    links = [link_record(link, api.clock()) for link in held.links]
     shown = record(held.session) if held.session else None
-    export = SessionExport(held.user_session_id, shown, remembered, revoked, [], [])
+    export = SessionExport(held.user_session_id, shown, remembered, revoked, links, [], [])
     yield json.encode(export).removesuffix(b'"versions":[],"visits":[]}')
     versions = (version_record(version) async for version in api.privacy.versions(held.user_session_id))
     async for piece in _array(b'"versions":', versions):

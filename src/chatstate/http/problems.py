@@ -39,6 +39,7 @@ STATUS = {
     "version_not_found": 404,
     "visit_not_found": 404,
     "user_not_found": 404,
+    "link_not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
     "state_not_patchable": 409,
@@ -115,3 +116,8 @@ def problem_response(
         **(members or {}),
     }
     return Response(status, json.encode(document), MEDIA_TYPE, headers or {}, problem=code)
+
+
+def nothing_here() -> Response:
+    """The answer to a request for a path that has no route."""
+    return problem_response("not_found", "There is nothing at this path. The routes: /openapi.json, readable at /docs.")

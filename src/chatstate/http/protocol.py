@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -45,7 +45,7 @@ _NO_LINGER = struct.pack("ii", 1, 0) if sys.platform != "win32" else struct.pack
 class _Exchange:
     """A request that is being answered without ASGI, in the place of uvicorn's own record of one."""
 
-    __slots__ = ("chunks", "disconnected", "head", "keep_alive", "response_complete")
+    __slots__ = ("chunks", "disconnected", "gone", "head", "keep_alive", "response_complete")
 
     more_body = False
     message_event = asyncio.Event()  # uvicorn sets it; nobody waits
@@ -56,6 +56,7 @@ class _Exchange:
         self.chunks = chunks
         self.response_complete = False
         self.disconnected = False
+        self.gone: Callable[[], None] | None = None  # ends a stream that nobody reads any more
 
 
 _log = logging.getLogger(__name__)
@@ -149,6 +150,12 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.remove(self)
         super().connection_lost(exc)
+        if (gone := self._when_gone) is not None:
+            gone()
+
+    @property
+    def _when_gone(self) -> Callable[[], None] | None:
+        return self.cycle.gone if isinstance(self.cycle, _Exchange) else None
 
     def data_received(self, data: bytes) -> None:
         """Parse it, slice by slice: once a request waits behind another one, what follows stays as it is.
@@ -195,8 +202,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays: a client that sends no more, such as `nc -N`, still gets all its answers."""
-        if self._idle or (self._receiving and not self._in_headers):
-            return False
+        if self._idle or (self._receiving and not self._in_headers) or self._when_gone:
+            return False  # who listens to changes without an end has gone
         self.cycle.keep_alive = False
         return True
 
@@ -268,6 +275,7 @@ class HttpProtocol(HttpToolsProtocol):
                 if exchange.disconnected:
                     return
             response = await self.app.respond(request)
+            del request  # the answer may go on for hours
             if exchange.disconnected or self.transport.is_closing():
                 return
             if response.stream is None or exchange.head:
@@ -284,6 +292,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         fields = [*self.server_state.default_headers, *([] if exchange.keep_alive else CLOSE)]
         self.transport.write(written(response, [*fields, *(CHUNKED if exchange.chunks else [])]))
+        exchange.gone = response.gone
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
@@ -292,9 +301,13 @@ class HttpProtocol(HttpToolsProtocol):
                     await self.flow.drain()
                     if exchange.disconnected:
                         return
+                    del piece  # it may be large, and the next one long in coming
         except Exception:
             _log.exception("an answer broke off")
             self._reset()
+            return
+        exchange.gone = None
+        if exchange.disconnected:
             return
         if exchange.chunks:
             self.transport.write(b"0\r\n\r\n")
@@ -390,6 +403,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         self._ending = True
+        self.app.end_streams()
         self.loop.call_later(LINGER_SECONDS, self._end_if_idle)
         self.loop.call_later(SHUTDOWN_SECONDS, self._end_if_receiving)
         if not self._idle:

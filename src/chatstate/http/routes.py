@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chatstate.http import privacy, states, tokens, visits
+from chatstate.http import demo, events, links, pages, privacy, states, tokens, visits
 from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint
 from chatstate.http.gate import NONE, Credential
 from chatstate.http.messages import Request, Response
-from chatstate.http.problems import problem_response
+from chatstate.http.problems import nothing_here, problem_response
 from chatstate.http.reference import docs, openapi
 from chatstate.http.shapes import Message
 from chatstate.http.wire import answer, encode_id
@@ -29,13 +29,17 @@ async def ready(api: Api, request: Request) -> Response:
 
 ENDPOINTS = (
     *states.ENDPOINTS,
+    *events.ENDPOINTS,
     *visits.ENDPOINTS,
     *tokens.ENDPOINTS,
+    *links.ENDPOINTS,
     *privacy.ENDPOINTS,
     Endpoint("GET", "/healthz", NONE, alive, "Server", None, {200: Message}),
     Endpoint("GET", "/readyz", NONE, ready, "Server", None, {200: StoreStatus}, STORE_PROBLEMS),
     Endpoint("GET", "/openapi.json", NONE, openapi, "Server", None, {200: "application/json"}),
     Endpoint("GET", "/docs", NONE, docs, "Server", None, {200: "text/html"}),
+    *demo.ENDPOINTS,
+    Endpoint("GET", "/client.js", NONE, pages.client, "Server", None, {200: "text/javascript", 304: None}),
 )
 
 
@@ -105,9 +109,7 @@ class Routes:
                 accept_patch = {"accept-patch": node.accept_patch} if node.accept_patch else {}
                 return Response(204, headers={"allow": allowed, **accept_patch})
             return problem_response("method_not_allowed", f"Allowed here: {allowed}.", headers={"allow": allowed})
-        return problem_response(
-            "not_found", "There is nothing at this path. The routes: /openapi.json, readable at /docs."
-        )
+        return nothing_here()
 
 
 def _check_declared(endpoint: Endpoint) -> None:

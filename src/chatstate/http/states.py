@@ -176,20 +176,21 @@ async def delete(api: Api, request: Request) -> Response:
         write = api.sessions.delete(user_session_id, expect, once=once)
         replayed = await _current_shown(api, request, user_session_id, write)
     except SessionNotFound:
+        await api.links.erase(user_session_id, api.clock())
         if api.options.keep_visits or not await api.visits.erase(user_session_id):
             raise
     else:
-        await _erase_visits(api, user_session_id)
+        await _erase_rest(api, user_session_id)
     headers = {"idempotency-replayed": "true"} if replayed else {}
     return answer(Message("Chat state session deleted"), headers=headers)
 
 
-async def _erase_visits(api: Api, user_session_id: str) -> None:
-    """Erase the visits of a session that has just been deleted."""
-    if api.options.keep_visits:
-        return
+async def _erase_rest(api: Api, user_session_id: str) -> None:
+    """Erase the links and the visits of a session that has just been deleted."""
     try:
-        await api.visits.erase(user_session_id)
+        await api.links.erase(user_session_id, api.clock())
+        if not api.options.keep_visits:
+            await api.visits.erase(user_session_id)
     except StoreError as error:  # which may say that nothing was written
         raise OutcomeUnknown("The session is deleted, its visits are not, or not all of them. Try again.") from error
 

@@ -26,7 +26,7 @@ _MOST_BYTES = 1 << 14
 _ID_BYTES = 24
 """What is random in an id that the server makes: 192 bits."""
 
-_DEFAULT_VERBS: tuple[Scope, ...] = ("read", "write", "delete")
+DEFAULT_VERBS: tuple[Scope, ...] = ("read", "write", "delete")
 
 
 class MintBody(Struct):
@@ -97,7 +97,7 @@ def _claims(
         return _renewed(api, caller.claims, user_session_id, verbs, ttl)
     if "mint" not in caller.scopes:
         raise Forbidden("This API key lacks the scope `mint`.", "mint")
-    verbs = verbs or tuple(verb for verb in _DEFAULT_VERBS if verb in caller.scopes)
+    verbs = verbs or tuple(verb for verb in DEFAULT_VERBS if verb in caller.scopes)
     lacking = [verb for verb in verbs if verb not in caller.scopes]
     if lacking or not verbs:
         scope = lacking[0] if lacking else "read"

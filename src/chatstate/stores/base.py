@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -36,12 +36,17 @@ from chatstate.model import (
     StoredQuery,
     Summary,
     Swept,
+    Tagged,
+    TagQuery,
     Version,
     VersionQuery,
     Write,
 )
 from chatstate.record import Record, RecordOutcome, RecordQuery, RecordWrite
 from chatstate.visit import UserSessionQuery, Visit, VisitOutcome, VisitQuery, VisitWrite
+
+if TYPE_CHECKING:
+    from chatstate.stores.feed import Changed, Feed
 
 AnyWrite = Write | VisitWrite | RecordWrite | Rewrite
 """A write of any collection."""
@@ -51,6 +56,7 @@ Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | RecordOutcome |
 
 Query = (
     SessionQuery
+    | TagQuery
     | VersionQuery
     | ReplayQuery
     | RememberedQuery
@@ -59,7 +65,7 @@ Query = (
     | RecordQuery
     | StoredQuery
 )
-Row = Session | Summary | Version | Replay | Remembered | Visit | Record | Stored | str
+Row = Session | Summary | Tagged | Version | Replay | Remembered | Visit | Record | Stored | str
 
 
 class StoreStatus(Struct, frozen=True):
@@ -130,6 +136,15 @@ class Store(ABC):
     @abstractmethod
     async def list(self, query: Query) -> Sequence[Row]:
         """The rows that the query asks for, in its order, as of some moment during the call."""
+
+    @abstractmethod
+    def watch(self, changed: Changed) -> Feed:
+        """A feed that calls `changed` with the id of each session that it follows and that may have changed.
+
+        Writes that this store has committed, also when their outcome is unknown, are told of before `commit` returns;
+        those of other servers soon after, if the store has a way to hear of them: such hints may be lost. The store is
+        open.
+        """
 
     @abstractmethod
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:

@@ -35,6 +35,7 @@ from chatstate.model import (
     one_of,
 )
 from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable
+from chatstate.stores.feed_contract import FeedChecks
 from chatstate.stores.record_contract import RecordChecks
 from chatstate.stores.stored_contract import StoredChecks
 from chatstate.stores.turn_contract import TurnChecks
@@ -113,7 +114,7 @@ async def run(check: str, open_store: OpenStore) -> None:
         await contract.other.close()
 
 
-class Contract(TurnChecks, VisitChecks, RecordChecks, StoredChecks):
+class Contract(TurnChecks, VisitChecks, RecordChecks, StoredChecks, FeedChecks):
     """The checks, and two stores that they work on."""
 
     def __init__(self, open_store: OpenStore, one: Store, other: Store) -> None:
@@ -379,7 +380,7 @@ _NOT_CHECKS = {"id", "commit", "load", "at_once"}
 
 CHECKS = [
     name
-    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, StoredChecks)
+    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, StoredChecks, FeedChecks)
     for name in vars(checks)
     if not name.startswith("_") and name not in _NOT_CHECKS
 ]

@@ -31,6 +31,7 @@ from chatstate.model import (
 )
 from chatstate.record import PutRecord, Record, RecordQuery
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.stores.feed import Changed, Feed
 
 _WITNESS = ("encryption", "witness")
 """The collection and the key of a record that only lies there as all the rest does."""
@@ -72,6 +73,9 @@ class EncryptedStore(Store):
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         return await self.inner.sweep(now, retention, after, limit)
+
+    def watch(self, changed: Changed) -> Feed:
+        return self.inner.watch(changed)
 
     async def load(
         self, ids: Sequence[str], now: datetime, retention: Retention = KEEP

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -39,6 +40,8 @@ from chatstate.model import (
     Summary,
     Swept,
     Tag,
+    Tagged,
+    TagQuery,
     Version,
     VersionQuery,
     Write,
@@ -47,6 +50,7 @@ from chatstate.record import RecordQuery, RecordWrite
 from chatstate.stores import postgres_records, postgres_stored, postgres_visits, sql
 from chatstate.stores import postgres_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
+from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.postgres_connection import (
     Connection,
     Facts,
@@ -54,12 +58,14 @@ from chatstate.stores.postgres_connection import (
     acquired,
     ask_facts,
     close_pool,
+    connect,
     create_pool,
     parse_url,
     session_settings,
     translated,
     unreachable_explained,
 )
+from chatstate.stores.postgres_hints import PostgresHints
 from chatstate.stores.postgres_schema import Schema, inspect, migrate, script
 from chatstate.stores.postgres_sessions import moment, parameters
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
@@ -80,6 +86,7 @@ class PostgresStore(Store):
         self._facts: Facts  # known once the store is open
         self._schema: Schema | None = None  # none without a table
         self._begin = "BEGIN"
+        self._hints = PostgresHints()
 
     async def open(self) -> None:
         with unreachable_explained(self._url.place):
@@ -116,6 +123,7 @@ class PostgresStore(Store):
             self._schema = await inspect(connection, self._facts.schema)
 
     async def close(self) -> None:
+        await self._hints.close()
         if self._pool:
             pool, self._pool = self._pool, None
             await close_pool(pool)
@@ -149,7 +157,10 @@ class PostgresStore(Store):
             rows = await connection.fetch(self._statement("load"), *moment(now, retention), ids)
         return {row[1]: Session(*row) for row in rows}
 
-    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> list[Outcome]:
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
+        return await self._hints.after(writes, self._committed(writes, retention))
+
+    async def _committed(self, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
         kinds: dict[Any, Callable[[Sequence[Any]], Awaitable[list[Outcome]]]] = {
             Write: lambda some: self._commit_sessions(some, retention),
             VisitWrite: self._commit_visits,
@@ -303,18 +314,26 @@ class PostgresStore(Store):
             return [read(row) for row in await connection.fetch(statement, *given)]
 
     def _listing(
-        self, query: SessionQuery | VersionQuery | ReplayQuery | RememberedQuery
+        self, query: SessionQuery | TagQuery | VersionQuery | ReplayQuery | RememberedQuery
     ) -> tuple[str, Sequence[Any], Callable[[Any], Row]]:
         """The statement, its parameters, and what makes a row of one of the database."""
         if isinstance(query, SessionQuery):
             statement, given = sessions.listing(self._table, query)
             return statement, given, (lambda row: Session(*row)) if query.with_state else (lambda row: Summary(*row))
+        if isinstance(query, TagQuery):
+            given = [*moment(query.now, query.retention), query.ids]
+            return self._statement("tags"), given, lambda row: Tagged(row[0], Tag(row[1], row[2]))
         if isinstance(query, VersionQuery):
             return self._statement("versions"), sessions.versions(query), lambda row: Version(*row)
         if isinstance(query, RememberedQuery):
             given = [query.user_session_id, query.now.isoformat()]
             return self._statement("remembered"), given, lambda row: Remembered(*row)
         return self._statement("recall"), sessions.recalled([query]), sessions.replay
+
+    def watch(self, changed: Changed) -> Feed:
+        if not self._facts.through_pooler:  # LISTEN is for a connection that is one's own
+            self._hints.listen(partial(connect, self._url, self._facts), self._facts.schema)
+        return self._hints.feed(changed)
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         if after is None and not self._table.finds_expired:

@@ -35,7 +35,7 @@ LOCK_MILLISECONDS = 2000
 DEFAULT_POOL_SIZE = 5
 """Two lanes of writes, two of loads, and one for everything else."""
 
-_DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """All that the driver raises; a TimeoutError is an OSError."""
 
 _PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity"}
@@ -198,11 +198,17 @@ async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Re
     )
 
 
+async def connect(url: PostgresUrl, facts: Facts) -> Any:
+    """A connection beside the pool. Raises what the driver raises."""
+    options = connection_options(facts.through_pooler, session_settings(facts.synchronous_commit))
+    return await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS, command_timeout=COMMAND_SECONDS, **options)
+
+
 async def close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:
     """Say goodbye to the database; when it does not answer (in COMMAND_SECONDS), close the connections without it."""
     try:
         await pool.close()
-    except _DRIVER_ERRORS:
+    except DRIVER_ERRORS:
         pool.terminate()
 
 
@@ -227,7 +233,7 @@ def unreachable_explained(place: str) -> Iterator[None]:
         raise StoreUnreachable(f"PostgreSQL at {place} has no free connection. Raise max_connections there.") from error
     except PrivilegeMissing as error:
         raise StoreUnreachable(f"PostgreSQL at {place} cannot be used. {error.message}") from error
-    except (*_DRIVER_ERRORS, ValueError, StoreError) as error:
+    except (*DRIVER_ERRORS, ValueError, StoreError) as error:
         reason = str(error) or type(error).__name__
         repair = "Is it running, and does the store URL name the right host and port?"
         raise StoreUnreachable(f"Cannot reach PostgreSQL at {place}: {reason}. {repair}") from error
@@ -303,5 +309,5 @@ async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
     finally:
         # Whoever waits may be cancelled; the connection must be given back whole all the same. One that cannot be is
         # thrown away by the pool, and changes nothing about what the statement has answered.
-        with suppress(*_DRIVER_ERRORS):
+        with suppress(*DRIVER_ERRORS):
             await asyncio.shield(pool.release(connection))

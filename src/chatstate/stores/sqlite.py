@@ -38,11 +38,13 @@ from chatstate.model import (
     SessionQuery,
     StoredQuery,
     Swept,
+    TagQuery,
     VersionQuery,
 )
 from chatstate.record import RecordQuery, RecordWrite
 from chatstate.stores import sql, sqlite_records, sqlite_sessions, sqlite_stored, sqlite_visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 Result = TypeVar("Result")
@@ -70,6 +72,7 @@ class SQLiteStore(Store):
         self._lock = FileLock(f"{self._path}.lock", timeout=0) if owner else None
         self._writer = _Worker(self._path)
         self._reader = _Worker(self._path)
+        self._hints = Hints()
 
     async def open(self) -> None:
         if tuple(map(int, apsw.sqlite_lib_version().split("."))) < _FIRST_SAFE_VERSION:
@@ -136,9 +139,15 @@ class SQLiteStore(Store):
         with _translated(self._path):
             return await self._reader.run(lambda connection: sqlite_sessions.load(connection, ids, now, retention))
 
-    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> list[Outcome]:
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
+        return await self._hints.after(writes, self._committed(writes, retention))
+
+    async def _committed(self, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
         with _translated(self._path):
             return await self._writer.run(lambda connection: _commit(connection, writes, retention))
+
+    def watch(self, changed: Changed) -> Feed:
+        return self._hints.feed(changed)
 
     async def list(self, query: Query) -> Sequence[Row]:
         with _translated(self._path):
@@ -246,6 +255,7 @@ def _apply(connection: apsw.Connection, write: AnyWrite, retention: Retention) -
 
 _LISTS: dict[type[Query], Callable[[apsw.Connection, Any], Sequence[Row]]] = {
     SessionQuery: sqlite_sessions.sessions,
+    TagQuery: sqlite_sessions.tags,
     VersionQuery: sqlite_sessions.versions,
     ReplayQuery: sqlite_sessions.replays,
     RememberedQuery: sqlite_sessions.remembered,

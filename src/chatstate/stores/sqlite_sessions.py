@@ -29,6 +29,8 @@ from chatstate.model import (
     Summary,
     Swept,
     Tag,
+    Tagged,
+    TagQuery,
     Version,
     VersionQuery,
     Write,
@@ -222,6 +224,15 @@ def replays(connection: apsw.Connection, query: ReplayQuery) -> list[Replay]:
 def remembered(connection: apsw.Connection, query: RememberedQuery) -> list[Remembered]:
     given = {"user_session_id": query.user_session_id, "now": microseconds(query.now)}
     return [Remembered(key, time_of(at), state) for key, at, state in connection.execute(_REMEMBERED, given)]
+
+
+def tags(connection: apsw.Connection, query: TagQuery) -> list[Tagged]:
+    given = _moment(query.now, query.retention)
+    return [
+        Tagged(name, Tag(*row))
+        for name in query.ids
+        for row in connection.execute(_TAG, given | {"user_session_id": name})
+    ]
 
 
 def versions(connection: apsw.Connection, query: VersionQuery) -> list[Version]:

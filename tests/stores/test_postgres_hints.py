@@ -1,0 +1,242 @@
+"""Hints between servers on PostgreSQL: what is told, to whom, and what happens when the connection is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from chatstate.model import Save, utc_now
+from chatstate.stores import Store, create_store, postgres_hints
+from chatstate.stores.feed import Feed
+from chatstate.stores.postgres_hints import CHANNEL
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import PostgresServer, database_of
+
+SOON = 10.0
+
+
+class Heard:
+    """A feed of a store that notes its hints."""
+
+    def __init__(self, store: Store) -> None:
+        self.hints: list[str] = []
+        self.any = asyncio.Event()
+        self.feed: Feed = store.watch(self._hint)
+
+    def _hint(self, user_session_id: str) -> None:
+        self.hints.append(user_session_id)
+        self.any.set()
+
+    async def until(self, *ids: str) -> None:
+        """Wait until there was a hint of each of these."""
+        async with asyncio.timeout(SOON):
+            while not set(ids) <= set(self.hints):
+                self.any.clear()
+                await self.any.wait()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    store = create_store(url)
+    await store.open()
+    await store.migrate()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def one(postgres_url: str) -> AsyncIterator[Store]:
+    async with opened(postgres_url) as store:
+        yield store
+
+
+@pytest.fixture
+async def other(postgres_url: str) -> AsyncIterator[Store]:
+    async with opened(postgres_url) as store:
+        yield store
+
+
+@pytest.fixture
+async def postgres_log(postgres_url: str) -> AsyncIterator[list[str]]:
+    """All notifications of the database."""
+    notes: list[str] = []
+    connection = await asyncpg.connect(postgres_url)
+    await connection.add_listener(CHANNEL, lambda _connection, _process, _channel, note: notes.append(note))
+    yield notes
+    await connection.close()
+
+
+def saving(user_session_id: str) -> Save:
+    now = utc_now()
+    words = {"chat_state": "{}", "last_activity": now, "now": now}
+    return Save(user_session_id=user_session_id, new_session_id=str(uuid.uuid4()), **words)
+
+
+async def hears(store: Store, speaker: Store) -> Heard:
+    """A feed of the one store that hears what the other one writes."""
+    heard = Heard(store)
+    Heard(speaker)  # a server watches from its start on
+    heard.feed.follow("first")
+    async with asyncio.timeout(SOON):
+        while "first" not in heard.hints:
+            await speaker.commit([saving("first")])
+    return heard
+
+
+async def test_nothing_is_told_while_nobody_follows(one: Store, other: Store, postgres_log: list[str]) -> None:
+    Heard(one)
+    heard = Heard(other)
+    for number in range(5):
+        await one.commit([saving(f"a{number}")])
+    heard.feed.follow("b")  # that is told, after what came before
+    async with asyncio.timeout(SOON):
+        while "following" not in postgres_log:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not [note for note in postgres_log if note.startswith("changed")]
+
+
+async def test_who_follows_hears_of_what_is_followed_alone(one: Store, other: Store) -> None:
+    heard = await hears(other, one)
+    heard.feed.follow("followed")
+    heard.hints.clear()
+    await one.commit([saving("not followed")])
+    await one.commit([saving("followed")])
+    await heard.until("followed")
+    assert "not followed" not in heard.hints
+    heard.feed.unfollow("followed")
+    heard.feed.follow("another")
+    heard.hints.clear()
+    await one.commit([saving("followed")])
+    await one.commit([saving("another")])
+    await heard.until("another")
+    assert "followed" not in heard.hints
+
+
+async def test_ids_are_not_in_notifications(one: Store, other: Store, postgres_log: list[str]) -> None:
+    heard = await hears(other, one)
+    heard.feed.follow("whose id is private")
+    async with asyncio.timeout(SOON):
+        while not any(note.startswith("changed ") for note in postgres_log):
+            await one.commit([saving("whose id is private")])
+    assert not any("private" in note for note in postgres_log)
+
+
+async def test_more_sessions_than_one_notification_names(one: Store, other: Store) -> None:
+    heard = await hears(other, one)
+    names = [f"session {number}" for number in range(1000)]
+    for name in names:
+        heard.feed.follow(name)
+    await one.commit([saving(name) for name in names])
+    await heard.until(*names)
+
+
+async def test_more_sessions_than_are_named(one: Store, other: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = await hears(other, one)
+    monkeypatch.setattr(postgres_hints, "_MOST_PENDING", 10)
+    names = [f"session {number}" for number in range(11)]
+    heard.feed.follow("followed")
+    await one.commit([saving(name) for name in names])
+    await heard.until("followed")  # any may have changed
+
+
+async def test_a_lost_connection_is_made_anew_and_everything_may_have_changed_meanwhile(
+    one: Store, other: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
+    heard = await hears(other, one)
+    heard.feed.follow("a")
+    await one.commit([saving("a")])
+    await heard.until("a")
+    heard.hints.clear()
+    connection = await asyncpg.connect(postgres_url)
+    for _ in range(2):
+        killed = await connection.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND query ~ '^SELECT pg_notify|^LISTEN'"
+        )
+        assert killed
+        await heard.until("a", "first")
+        heard.hints.clear()
+    await connection.close()
+    async with asyncio.timeout(SOON):
+        while "a" not in heard.hints:
+            await one.commit([saving("a")])
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 0
+
+
+async def test_a_database_that_goes_away_is_told_once_and_found_again(
+    own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
+    url = await own_postgres.create_database()
+    async with opened(url) as one, opened(url) as other:
+        heard = await hears(other, one)
+        for outage in (1, 2):
+            await asyncio.to_thread(own_postgres.stop)
+            async with asyncio.timeout(SOON):
+                while len(caplog.records) < 2 * outage:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            heard.hints.clear()
+            await asyncio.to_thread(own_postgres.start)
+            await heard.until("first")
+            heard.hints.clear()
+            async with asyncio.timeout(SOON):
+                while "first" not in heard.hints:
+                    await one.commit([saving("first")])
+    assert len(caplog.records) == 4, "each of the two stores tells of each outage once"
+    await own_postgres.drop_database(url)
+
+
+async def test_a_store_that_is_closed_while_there_is_something_to_tell_is_closed(postgres_url: str) -> None:
+    """The wish to end came together with something to be told, and was lost: the end never came."""
+    for _ in range(20):
+        async with asyncio.timeout(SOON), opened(postgres_url) as store:
+            heard = Heard(store)
+            heard.feed.follow("a")
+            await store.commit([saving("a")])
+            heard.feed.close()
+            Heard(store).feed.follow("a")
+
+
+async def test_two_schemas_of_one_database_do_not_disturb_each_other(postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("CREATE SCHEMA second")
+    await connection.close()
+    joint = "&" if "?" in postgres_url else "?"
+    async with opened(postgres_url) as first, opened(f"{postgres_url}{joint}schema=second") as second:
+        heard = Heard(second)
+        heard.feed.follow("a")
+        mine = await hears(first, first)
+        mine.feed.follow("a")
+        await first.commit([saving("a")])
+        await mine.until("a")
+
+
+async def test_through_a_pooler_only_ones_own_writes_are_hinted(pgbouncer_url: str) -> None:
+    async with opened(pgbouncer_url) as one:
+        heard = Heard(one)
+        heard.feed.follow("a")
+        await one.commit([saving("a")])
+        assert heard.hints == ["a"]
+
+
+async def test_a_closed_store_leaves_no_connection_behind(
+    pgbouncer: PgBouncer, postgres_url: str, own_postgres: PostgresServer
+) -> None:
+    async with opened(postgres_url) as store:
+        await hears(store, store)
+    connection = await asyncpg.connect(postgres_url)
+    async with asyncio.timeout(SOON):
+        while await connection.fetchval(  # noqa: ASYNC110
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()",
+            database_of(postgres_url),
+        ):
+            await asyncio.sleep(0.01)
+    await connection.close()
