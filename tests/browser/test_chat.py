@@ -103,20 +103,20 @@ async def test_20_turns_that_were_typed_offline_arrive(server: ServerProcess, ne
 
 
 async def test_what_was_typed_offline_survives_the_tab(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
-    device = await new_device(OFFLINE)
+    device = await new_device(OFFLINE, "status of 503")
     chat = await device.open(f"{sqlite_server.base_url}/demo")
     await chat.through_the_script()
     await chat.saved()
     before = await chat.turns()
-    await device.context.set_offline(True)
+    await asyncio.to_thread(sqlite_server.kill)  # a browser that was told to be offline is online when its page closes
     typed = [f"offline {number}" for number in range(5)]
     for text in typed:
         await chat.say(text)
     await chat.sign("offline")
     session = chat.session
     await chat.page.close()
+    await asyncio.to_thread(sqlite_server.restart)
     assert await stored_turns(sqlite_server.base_url, session) == before
-    await device.context.set_offline(False)
     again = await device.open(f"{sqlite_server.base_url}/demo")
     await again.shows(*before, *typed)
     await again.saved()

@@ -7,6 +7,7 @@ import hmac
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -151,21 +152,25 @@ async def ask(
 
 
 class Asked:
-    """Counts what a store is asked, from before an application has it."""
+    """Counts what a store is asked from here on and by what is begun here, from before an application has it: not what
+    the application does by itself every few seconds."""
 
     def __init__(self, store: Store) -> None:
         self.verbs: list[str] = []
+        self._here: ContextVar[bool] = ContextVar("here", default=False)
         for verb in ("load", "list", "commit"):
             setattr(store, verb, self._counted(verb, getattr(store, verb)))
 
     def _counted(self, verb: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         def asked(*given: Any, **more: Any) -> Awaitable[Any]:
-            self.verbs.append(f"{verb} {type(given[0]).__name__}" if verb == "list" else verb)
+            if self._here.get():
+                self.verbs.append(f"{verb} {type(given[0]).__name__}" if verb == "list" else verb)
             return method(*given, **more)
 
         return asked
 
     def taken(self) -> list[str]:
-        """What was asked since the last time."""
+        """What was asked since the last time; the first time nothing."""
+        self._here.set(True)
         verbs, self.verbs = self.verbs, []
         return verbs

@@ -565,6 +565,34 @@ async def test_clients_that_hang_up_leave_no_connection_behind(url: str, other: 
     await until_idle(other, 0)
 
 
+@pytest.mark.parametrize("kind", CALLS)
+async def test_a_call_that_is_cancelled_before_what_was_parsed_is_carried_out_leaves_no_transaction_open(
+    kind: str, url: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver lets a statement be parsed and says nothing more to the server until it has it carried out."""
+    parse = asyncpg.Connection._get_statement
+    parsed = 0
+
+    async def cancelled(*given: Any, **more: Any) -> Any:
+        nonlocal parsed
+        await parse(*given, **more)
+        parsed += 1
+        task = asyncio.current_task()
+        assert task
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async with opened(url, pool_size=1) as store:
+        await make_rows(store)
+        monkeypatch.setattr(asyncpg.Connection, "_get_statement", cancelled)
+        with pytest.raises(asyncio.CancelledError):
+            await CALLS[kind](store)
+        monkeypatch.undo()
+        assert parsed == 1
+        await until_idle(other, 1)
+        await until_it_works(store)
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_a_call_that_is_cancelled_again_while_it_rolls_back_leaves_no_transaction_open(
     times: int, url: str, other: Any

@@ -29,6 +29,9 @@ ACQUIRE_SECONDS = 5
 COMMAND_SECONDS = 15
 """How long to wait for a new connection, for a free one, and for one answer of the database."""
 
+_SETTLE_SECONDS = 2
+"""How long a connection whose user has failed may take until it is as it was."""
+
 LOCK_MILLISECONDS = 2000
 """How long a statement waits for a row that another program has locked."""
 
@@ -304,10 +307,23 @@ async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
             raise StoreBusy(
                 f"No connection to the database within {ACQUIRE_SECONDS} s. Nothing was written."
             ) from error
+    done = False
     try:
         yield connection
+        done = True
     finally:
-        # Whoever waits may be cancelled; the connection must be given back whole all the same. One that cannot be is
-        # thrown away by the pool, and changes nothing about what the statement has answered.
+        # Whoever waits may be cancelled; the connection must be given back whole all the same.
+        await asyncio.shield(_give_back(pool, connection, done))
+
+
+async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Any, done: bool) -> None:
+    """A connection that cannot be given back whole is thrown away by the pool; no answer changes by that.
+
+    done  whether all was carried out. The driver has a statement parsed with a Flush, not a Sync (PostgreSQL,
+          "Extended Query"): when it goes no further, the locks of that stay until the connection is next used.
+    """
+    if not done:
         with suppress(*DRIVER_ERRORS):
-            await asyncio.shield(pool.release(connection))
+            await connection.execute("SELECT", timeout=_SETTLE_SECONDS)
+    with suppress(*DRIVER_ERRORS):
+        await pool.release(connection)
