@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +13,7 @@ import apsw
 import asyncpg
 import pytest
 
-from chatstate.errors import StoreError, StoreUnavailable
+from chatstate.errors import StateUnreadable, StoreError, StoreUnavailable
 from chatstate.live import Live, Watcher
 from chatstate.model import KEEP, Retention, Session
 from chatstate.sessions import Sessions
@@ -39,8 +39,8 @@ class World:
 
     async def settled(self) -> None:
         """Wait until nothing is being loaded."""
-        while self.live._loads:
-            await asyncio.gather(*self.live._loads)
+        while self.live._tasks:
+            await asyncio.gather(*self.live._tasks)
             await asyncio.sleep(0)  # their callbacks
 
 
@@ -272,7 +272,7 @@ async def test_a_session_that_nobody_watches_any_more_is_not_loaded_by_a_late_co
 
         world.store.list = slow  # type: ignore[method-assign]
         await world.live.compare()
-        assert not world.live._loads
+        assert not world.live._tasks
         world.live.add(watcher)
 
 
@@ -299,6 +299,80 @@ async def test_a_store_that_fails_for_a_while_loses_no_change(world: World, capl
         await world.sessions.save("a", "fourth")
         await world.settled()
         assert len(caplog.records) == 2, "a second outage is told, too"
+
+
+async def test_each_outage_is_told_once_also_when_only_comparisons_meet_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = Failing(world.store)
+    turns = 0
+
+    async def pause(_seconds: float) -> None:
+        nonlocal turns
+        turns += 1
+        failing.away = turns % 4 < 2
+        if turns == 13:
+            raise asyncio.CancelledError
+
+    live = Live(world.store, world.sessions, world.clock, pause=pause)
+    live.start()
+    with live.watch("a", None), pytest.raises(asyncio.CancelledError):
+        await live.run()
+    assert len(caplog.records) == 4
+
+
+async def test_who_watches_a_session_that_cannot_be_decrypted_is_let_go(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They come back and learn why. The log has a line of the store's for it, and needs none each few seconds."""
+    load = world.sessions.load
+
+    async def loaded(user_session_id: str) -> Session:
+        if user_session_id == "sealed":
+            raise StateUnreadable
+        return await load(user_session_id)
+
+    with world.live.watch("sealed", None) as sealed, world.live.watch("open", None) as readable:
+        await world.settled()
+        await world.sessions.save("sealed", "1")
+        world.sessions.load = loaded  # type: ignore[method-assign]
+        await world.live.compare()
+        for number in range(3):
+            await world.sessions.save("open", str(number))
+            await world.settled()
+        assert sealed.closed
+        assert await state(readable) == "2"
+    assert not caplog.records
+
+
+async def test_when_any_may_have_changed_only_what_has_is_loaded(world: World, store_url: str) -> None:
+    names = [f"session {number}" for number in range(50)]
+    watchers = [world.live.watch(name, await world.sessions.save(name, "first")) for name in names]
+    loaded: list[str] = []
+    load = world.sessions.load
+
+    async def noted(user_session_id: str) -> Session:
+        loaded.append(user_session_id)
+        return await load(user_session_id)
+
+    with ExitStack() as stack:
+        for watcher in watchers:
+            stack.enter_context(watcher)
+        await world.settled()
+        await write_behind_its_back(store_url, names[7], "second")
+        world.sessions.load = noted  # type: ignore[method-assign]
+        world.live._changed(None)
+        assert await state(watchers[7]) == "second"
+        await world.settled()
+    assert loaded == [names[7]]
+
+
+async def test_it_begins_again_after_its_end(world: World) -> None:
+    world.live.end()
+    world.live.start()
+    with world.live.watch("a", None) as watcher:
+        await world.sessions.save("a", "first")
+        assert await state(watcher) == "first"
 
 
 async def test_comparing_goes_on_whatever_goes_wrong(world: World, caplog: pytest.LogCaptureFixture) -> None:

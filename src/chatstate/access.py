@@ -189,7 +189,10 @@ class Access:
         raise Unauthorized(_NO_CREDENTIAL if credential else None)
 
     def check(self, caller: Caller) -> Caller:
-        """The caller, whose credential was accepted before, if it is still valid. Raises `Unauthorized`."""
+        """The caller, whose credential was accepted before, if it is still valid. Raises `Unauthorized`.
+
+        Only `caller` knows which secret of a key was shown, and whether what is known is too old.
+        """
         now = self._clock()
         if self.mode != "open" and not self._is_live(caller.key_id, now):  # a server without keys mints for everybody
             raise Unauthorized(_VOID if caller.claims is None else _VOID_MINTER)
@@ -197,7 +200,7 @@ class Access:
             self.tokens.check(caller.claims, now)
             if self.mode != "open" and not self._known[caller.key_id][0].vouches_for(caller.claims.auth_time):
                 raise Unauthorized(_VOID_MINTER)
-        else:
+        elif caller.key_id:
             self._used[caller.key_id] = now
         return caller
 

@@ -336,7 +336,7 @@ SETTINGS = (
         ("CHATSTATE_POOL_SIZE",),
         None,
         _number,
-        "The most connections to PostgreSQL. By default what the URL's connection_limit says, else 5.",
+        "The most connections to PostgreSQL. By default what the URL's connection_limit says, else 6.",
     ),
     Setting(
         "allow_unsafe_durability",

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self, cast
 
-from chatstate.errors import ChatStateError, SessionNotFound
+from chatstate.errors import ChatStateError, SessionNotFound, StateUnreadable
 from chatstate.model import KEEP, Retention, Session, Tag, Tagged, TagQuery, utc_now
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
@@ -103,7 +103,7 @@ class Watcher:
 class _Topic:
     """A session that is watched.
 
-    tag      the version that was last found; None: it was absent
+    tag      the version that was last found; None: it was absent; _UNKNOWN: it was not or could not be loaded
     ends     from when on it has expired, as far as is known
     loading  whether it is being loaded; then `again` says whether that must be done once more
     """
@@ -136,17 +136,22 @@ class Live:
         self._pause = pause
         self._topics: dict[str, _Topic] = {}
         self._feed: Feed | None = None
-        self._loads: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
         self._ended = False
 
     def start(self) -> None:
         """Listen to the store, which is open."""
+        self._ended = False
         self._feed = self._store.watch(self._changed)
 
     def end(self) -> None:
         """Nobody is told anything any more: the server ends, and waits for those who listen."""
+        if self._ended:  # each connection says so
+            return
         self._ended = True
+        if self._feed:
+            self._feed.close()
         for topic in self._topics.values():
             for watcher in topic.watchers:
                 watcher.close()
@@ -155,10 +160,7 @@ class Live:
         """Compare again and again, until cancelled."""
         while True:
             await self._pause(INTERVAL_SECONDS)
-            try:
-                await self.compare()
-            except Exception as error:
-                self._failed(error)
+            await self._compared()
 
     def watch(self, user_session_id: str, session: Session | None) -> Watcher:
         """A watcher who knows the session as it is there, or that it is absent."""
@@ -196,16 +198,22 @@ class Live:
 
     # --- What has changed ---------------------------------------------------------------------------------------------
 
-    def _changed(self, user_session_id: str) -> None:
+    def _changed(self, user_session_id: str | None) -> None:
+        if user_session_id is None:
+            self._do(self._compared())
+            return
         topic = self._topics.get(user_session_id)
         if topic is None:
             return
         topic.again = True
         if not topic.loading:
             topic.loading = True
-            task = asyncio.create_task(self._load(user_session_id, topic))
-            self._loads.add(task)
-            task.add_done_callback(self._loads.discard)
+            self._do(self._load(user_session_id, topic))
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _load(self, user_session_id: str, topic: _Topic) -> None:
         try:
@@ -214,6 +222,10 @@ class Live:
                 told = tuple(topic.watchers)  # who comes while it is loaded may know a newer version
                 self._found(topic, await self._session(user_session_id), told)
             self._failing = False
+        except StateUnreadable:  # the store has told the log; whoever comes back to watch it is told, too
+            topic.tag = _UNKNOWN
+            for watcher in topic.watchers:
+                watcher.close()
         except Exception as error:
             topic.tag = _UNKNOWN
             self._failed(error)
@@ -245,6 +257,13 @@ class Live:
         except OverflowError:
             return None
 
+    async def _compared(self) -> None:
+        try:
+            await self.compare()
+            self._failing = False
+        except Exception as error:
+            self._failed(error)
+
     async def compare(self) -> None:
         """Compare the versions of all watched sessions with the store, once. Raises errors of the store."""
         ids = list(self._topics)
@@ -254,7 +273,7 @@ class Live:
             found = dict(cast(list[Tagged], await self._store.list(query)))
             for user_session_id in some:
                 topic = self._topics.get(user_session_id)
-                if topic and not topic.loading and topic.tag != found.get(user_session_id):
+                if topic and topic.tag != found.get(user_session_id):
                     self._changed(user_session_id)
 
     def _failed(self, error: Exception) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from chatstate import access, live
+from chatstate import access, create_app, create_store, live
+from chatstate.errors import StoreUnavailable
 from chatstate.http import events
 from chatstate.http.gate import Rates
 from chatstate.keys import Keys
 from chatstate.stores import Store
-from tests.http.conftest import Server, SettableClock, Start
+from tests.http.conftest import Serve, Server, SettableClock, Start
 from tests.http.credentials import UNLIMITED, bearer, beside, key_id_of, make_key
 from tests.http.event_stream import listening
 
@@ -203,6 +207,47 @@ def test_nothing_is_left_of_those_who_have_gone(server: Server, new_id: str) -> 
     assert new_id not in server.app._live._topics
 
 
+@pytest.fixture
+def quiet(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on our own protocol whose streams say nothing by themselves."""
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 600)
+    with serve(create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"))) as server:
+        yield server
+
+
+@pytest.mark.parametrize("query", ["", "?again=1"])
+def test_who_hangs_up_has_gone_at_once(quiet: Server, query: str) -> None:
+    for _ in range(3):
+        with listening(quiet.port, f"a/events{query}") as stream:
+            assert stream.next() == ("absent", "", {})
+            until(lambda: watchers(quiet, "a"), 1)
+        until(lambda: watchers(quiet, "a"), 0)
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_request_behind_a_stream_ends_it_and_is_answered(
+    quiet: Server, together: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waited for ever, and hid the end of the connection: the watcher stayed."""
+    first = f"GET {SESSIONS}/a/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", quiet.port), timeout=20) as connection:
+            answer = connection.makefile("rb")
+            connection.sendall(first + HEALTH if together else first)
+            if not together:
+                until(lambda: watchers(quiet, "a"), 1)
+                connection.sendall(HEALTH)
+            seen = [
+                next(line for line in answer if line.startswith(what)) for what in (b"HTTP", b"event", b"0\r", b"HTTP")
+            ]
+            assert seen == [b"HTTP/1.1 200 OK\r\n", b"event: absent\n", b"0\r\n", b"HTTP/1.1 200 OK\r\n"]
+        until(lambda: watchers(quiet, "a"), 0)
+    assert not caplog.records
+
+
 def test_the_end_of_the_server_ends_streams_in_order(start: Start, own_url: str, new_id: str) -> None:
     with ExitStack() as stack, start(own_url) as server:
         stream = stack.enter_context(listening(server.port, f"{new_id}/events"))
@@ -293,6 +338,53 @@ def test_a_stream_ends_when_its_key_is_revoked(keyed: Keyed, own_url: str, new_i
         assert stream.next() is None
 
 
+@pytest.mark.parametrize("grace", [timedelta(0), timedelta(minutes=5)])
+def test_a_stream_ends_when_the_secret_of_its_key_does(
+    keyed: Keyed, own_url: str, new_id: str, grace: timedelta
+) -> None:
+    """The key lives on, with another secret."""
+    leaked = asyncio.run(make_key(own_url, keyed.server.clock.now))
+    save(keyed.client, new_id, "first")
+    with listening(keyed.server.port, f"{new_id}/events", bearer(leaked)) as stream:
+        assert stream.state() == "first"
+
+        async def rotate(store: Store) -> None:
+            await Keys(store).rotate(key_id_of(leaked), keyed.server.clock.now, grace)
+
+        asyncio.run(beside(own_url, rotate))
+        keyed.server.clock.advance(seconds=300)
+        fields = bearer(leaked)
+        until(lambda: keyed.client.get(f"{SESSIONS}/{new_id}", headers=fields).status_code, 401)
+        save(keyed.client, new_id, "secret")
+        assert stream.next() is None
+
+
+def test_a_stream_ends_when_nobody_can_know_who_may_come_in(
+    keyed: Keyed, new_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
+    save(keyed.client, new_id, "first")
+    with listening(keyed.server.port, f"{new_id}/events", bearer(keyed.key)) as stream:
+        assert stream.state() == "first"
+
+        async def unreadable() -> None:
+            raise StoreUnavailable
+
+        monkeypatch.setattr(keyed.server.app.access, "_read", unreadable)
+        monkeypatch.setattr(access, "STALE_SECONDS", 0)
+        assert stream.next() is None
+
+
+def test_watching_an_open_server_leaves_no_trace_of_keys(
+    start: Start, own_url: str, new_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0.02)
+    with start(own_url) as server:
+        with listening(server.port, f"{new_id}/events") as stream:
+            assert [stream.next(comments=True) for _ in range(3)]
+        assert not server.app.access._used
+
+
 def test_an_open_stream_ends_when_the_server_gets_its_first_key(start: Start, own_url: str, new_id: str) -> None:
     with start(own_url, rates=UNLIMITED) as server, listening(server.port, f"{new_id}/events") as stream:
         assert stream.next() == ("absent", "", {})
@@ -338,3 +430,33 @@ def test_one_session_has_a_bounded_number_of_watchers(keyed: Keyed, new_id: str)
     until(lambda: watchers(keyed.server, new_id), 0)
     with listening(keyed.server.port, f"{new_id}/events", bearer(keyed.key)) as stream:
         assert stream.next()
+
+
+def test_many_at_once_are_no_more_watchers_than_may_be(keyed: Keyed, new_id: str) -> None:
+    """They are counted when it is known what they get; also those who do not read it."""
+    save(keyed.client, new_id, "x" * 1_000_000)
+    lines = f"GET {SESSIONS}/{new_id}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {keyed.key}\r\n\r\n"
+    with ExitStack() as stack:
+        sockets = []
+        for _ in range(30):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(20)
+            connection.connect(("127.0.0.1", keyed.server.port))
+            sockets.append(connection)
+        for connection in sockets:
+            connection.sendall(lines.encode())
+        statuses = [connection.recv(12) for connection in sockets]
+        assert statuses.count(b"HTTP/1.1 200") == 3
+        assert statuses.count(b"HTTP/1.1 429") == 27
+        assert watchers(keyed.server, new_id) == 3
+    until(lambda: watchers(keyed.server, new_id), 0)
+
+
+def test_0_is_no_limit(start: Start, own_url: str, new_id: str) -> None:
+    key = asyncio.run(make_key(own_url, SettableClock().now))
+    with (
+        start(own_url, rates=Rates(0, 0, 0, 0, watchers_per_session=0)) as server,
+        listening(server.port, f"{new_id}/events", bearer(key)) as stream,
+    ):
+        assert stream.next() == ("absent", "", {})

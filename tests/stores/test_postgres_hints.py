@@ -6,6 +6,8 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -13,11 +15,13 @@ import pytest
 from chatstate.model import Save, utc_now
 from chatstate.stores import Store, create_store, postgres_hints
 from chatstate.stores.feed import Feed
-from chatstate.stores.postgres_hints import CHANNEL
+from chatstate.stores.postgres_hints import CHANNEL, PostgresHints
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer, database_of
 
 SOON = 10.0
+
+ANY = "any may have changed"
 
 
 class Heard:
@@ -28,8 +32,8 @@ class Heard:
         self.any = asyncio.Event()
         self.feed: Feed = store.watch(self._hint)
 
-    def _hint(self, user_session_id: str) -> None:
-        self.hints.append(user_session_id)
+    def _hint(self, user_session_id: str | None) -> None:
+        self.hints.append(user_session_id or ANY)
         self.any.set()
 
     async def until(self, *ids: str) -> None:
@@ -143,7 +147,7 @@ async def test_more_sessions_than_are_named(one: Store, other: Store, monkeypatc
     names = [f"session {number}" for number in range(11)]
     heard.feed.follow("followed")
     await one.commit([saving(name) for name in names])
-    await heard.until("followed")  # any may have changed
+    await heard.until(ANY)
 
 
 async def test_a_lost_connection_is_made_anew_and_everything_may_have_changed_meanwhile(
@@ -162,7 +166,7 @@ async def test_a_lost_connection_is_made_anew_and_everything_may_have_changed_me
             "WHERE datname = current_database() AND query ~ '^SELECT pg_notify|^LISTEN'"
         )
         assert killed
-        await heard.until("a", "first")
+        await heard.until(ANY)
         heard.hints.clear()
     await connection.close()
     async with asyncio.timeout(SOON):
@@ -185,7 +189,7 @@ async def test_a_database_that_goes_away_is_told_once_and_found_again(
                     await asyncio.sleep(0.01)
             heard.hints.clear()
             await asyncio.to_thread(own_postgres.start)
-            await heard.until("first")
+            await heard.until(ANY)
             heard.hints.clear()
             async with asyncio.timeout(SOON):
                 while "first" not in heard.hints:
@@ -240,3 +244,66 @@ async def test_a_closed_store_leaves_no_connection_behind(
         ):
             await asyncio.sleep(0.01)
     await connection.close()
+
+
+@asynccontextmanager
+async def limited_role(postgres_url: str, connections: int) -> AsyncIterator[tuple[asyncpg.Connection, str]]:
+    """A connection of the owner, and the URL of a user who has so many connections, and knows it."""
+    async with opened(postgres_url):
+        pass
+    name = f"few_{uuid.uuid4().hex}"
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' CONNECTION LIMIT {connections}")
+    for schema in ("public", "chatstate"):
+        await owner.execute(f"GRANT USAGE ON SCHEMA {schema} TO {name}")
+        await owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {name}")
+    parts = urlsplit(postgres_url)
+    place = f"{name}:{name}@{parts.netloc.rpartition('@')[2]}"
+    query = "&".join(filter(None, [parts.query, f"connection_limit={connections}"]))
+    yield owner, parts._replace(netloc=place, query=query).geturl()
+    await owner.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    await owner.close()
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_who_may_have_so_many_connections_needs_no_further_one_to_listen(
+    postgres_url: str, connections: int
+) -> None:
+    async with limited_role(postgres_url, connections) as (owner, url), opened(url) as store:
+        heard = Heard(store)
+        heard.feed.follow("a0")
+        for turn in range(5):
+            commits = [store.commit([saving(f"a{number}")]) for number in range(20)]
+            loads = [store.load([f"a{number}"], utc_now()) for number in range(20)]
+            await asyncio.gather(*commits, *loads)
+            assert (
+                await owner.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'few%'") <= connections
+            )
+            assert heard.hints.count("a0") == turn + 1
+
+
+async def test_who_may_not_notify_tells_the_log_once_and_loads_nothing_for_it(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each try of the connection was taken for one that works, after which any session may have changed."""
+    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
+    tries = 0
+    listen = PostgresHints._listen
+
+    async def counted(hints: PostgresHints, *given: Any) -> None:
+        nonlocal tries
+        tries += 1
+        await listen(hints, *given)
+
+    monkeypatch.setattr(PostgresHints, "_listen", counted)
+    async with limited_role(postgres_url, 3) as (owner, url):
+        await owner.execute("REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC")
+        async with opened(url) as store:
+            heard = Heard(store)
+            heard.feed.follow("a")
+            async with asyncio.timeout(SOON):
+                while tries < 5:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            assert not heard.hints
+        assert len(caplog.records) == 1
+        await owner.execute("GRANT EXECUTE ON FUNCTION pg_notify TO PUBLIC")

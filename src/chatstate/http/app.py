@@ -77,6 +77,7 @@ class ChatState:
                 with suppress(ChatStateError):  # nobody waits for it
                     await self.access.record_uses()
         finally:
+            self._live.end()
             await asyncio.gather(self._sessions.drain(), self._visits.drain())
             await self.store.close()
 

@@ -10,11 +10,10 @@ from collections.abc import AsyncGenerator
 
 from msgspec import Struct, json
 
-from chatstate.access import Caller
-from chatstate.errors import SessionNotFound, TokenExpired, TooManyRequests, Unauthorized
+from chatstate.errors import SessionNotFound, StoreUnavailable, TokenExpired, TooManyRequests, Unauthorized
 from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint
 from chatstate.http.conditions import etag
-from chatstate.http.gate import key_or_token
+from chatstate.http.gate import bearer, key_or_token
 from chatstate.http.messages import Request, Response
 from chatstate.http.states import SESSION
 from chatstate.live import Change, Watcher
@@ -44,13 +43,14 @@ async def watch(api: Api, request: Request) -> Response:
     `ETag`; `absent`, if there is none yet; `deleted`; `expired`. Who reads slowly gets the newest state only.
     """
     user_session_id = api.path_id(request)
-    most = api.options.rates.watchers_per_session
-    if api.gate.access.mode != "open" and api.live.count(user_session_id) >= most:
-        raise TooManyRequests("As many watch this session as may (CHATSTATE_WATCHERS_PER_SESSION). Try again.", 5)
     try:
         session = await api.sessions.load(user_session_id)
     except SessionNotFound:
         session = None
+    # Nothing is awaited between this and the stream, which is counted: many at once are no more than may be.
+    most = api.options.rates.watchers_per_session
+    if most and api.gate.access.mode != "open" and api.live.count(user_session_id) >= most:
+        raise TooManyRequests("As many watch this session as may (CHATSTATE_WATCHERS_PER_SESSION). Try again.", 5)
     watcher = api.live.watch(user_session_id, session)
     if request.version == "1.0":  # it knows no body that comes in pieces: it has to ask again and again
         watcher.close()
@@ -58,7 +58,7 @@ async def watch(api: Api, request: Request) -> Response:
     return Response(
         media_type=MEDIA_TYPE,
         headers={"x-accel-buffering": "no"},  # nginx would hold events back
-        stream=_events(api, request.caller, watcher, begin),
+        stream=_events(api, bearer(request.headers), watcher, begin),
         gone=watcher.close,
     )
 
@@ -71,17 +71,17 @@ def _begin(session: Session | None, known: str) -> bytes:
     return head if known == etag(session.tag) else head + _event(session)
 
 
-async def _events(api: Api, caller: Caller, watcher: Watcher, begin: bytes) -> AsyncGenerator[bytes, None]:
-    yield begin
-    del begin  # what may be large is not held while nothing happens
+async def _events(api: Api, credential: str, watcher: Watcher, begin: bytes) -> AsyncGenerator[bytes, None]:
     with watcher:
+        yield begin
+        del begin  # what may be large is not held while nothing happens
         while True:
             change = await watcher.next(HEARTBEAT_SECONDS)
             if watcher.closed:
                 return
             try:
-                api.gate.access.check(caller)
-            except (Unauthorized, TokenExpired):
+                await api.gate.access.caller(credential)  # as for a request: it may have ended, or nobody can know
+            except (Unauthorized, TokenExpired, StoreUnavailable):
                 return
             yield _HEARTBEAT if change is None else _event(change)
             del change

@@ -93,7 +93,7 @@ class Gate:
         if credential.kind != "key":
             return NOBODY
         try:
-            caller = await self.access.caller(_bearer(request.headers))
+            caller = await self.access.caller(bearer(request.headers))
             if caller is ANONYMOUS and not credential.anonymous:
                 raise Unauthorized
         except TokenExpired:
@@ -111,7 +111,7 @@ class Gate:
 
         Whoever guesses is counted here as well. Raises `TooManyRequests`.
         """
-        credential = _bearer(request.headers)
+        credential = bearer(request.headers)
         try:
             return await self.access.caller(credential)
         except StoreUnavailable:
@@ -168,7 +168,7 @@ class Gate:
         return client_address(request.client, request.headers, self.trusted)
 
 
-def _bearer(headers: Headers) -> str:
+def bearer(headers: Headers) -> str:
     """The credential (RFC 6750, section 2.1); empty without one. Two of them are none."""
     lines = headers.all("authorization")
     if not lines:

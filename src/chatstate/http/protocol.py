@@ -10,7 +10,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import httptools
@@ -61,8 +61,8 @@ class _Exchange:
 
 _log = logging.getLogger(__name__)
 
-_PLAIN_PATH = re.compile(rb"/[!-\"$->@-~]{0,65000}")
-"""A request target that is nothing but a path: no query, no authority."""
+_PLAIN_TARGET = re.compile(rb"/[!-\"$->@-~]{0,65000}(?:\?[!-\"$-~]{0,65000})?")
+"""A request target that is a path, perhaps with a query: no authority, no fragment."""
 
 
 class _Flow(FlowControl):
@@ -117,6 +117,9 @@ class HttpProtocol(HttpToolsProtocol):
     _held: tuple[RequestResponseCycle, Any] | None = None
     """A request that begins when the client has taken the answer before it."""
 
+    _answering: RequestResponseCycle | _Exchange | None = None
+    """The request that is being answered, or was last; `cycle` may be one that waits behind it."""
+
     _ending = False
     _receiving = False  # from the first byte of a request to the last
     _in_headers = False
@@ -150,12 +153,16 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._watch.remove(self)
         super().connection_lost(exc)
+        answering = self._answering
+        if answering and not answering.response_complete:
+            answering.disconnected = True
+            answering.message_event.set()
         if (gone := self._when_gone) is not None:
             gone()
 
     @property
     def _when_gone(self) -> Callable[[], None] | None:
-        return self.cycle.gone if isinstance(self.cycle, _Exchange) else None
+        return self._answering.gone if isinstance(self._answering, _Exchange) else None
 
     def data_received(self, data: bytes) -> None:
         """Parse it, slice by slice: once a request waits behind another one, what follows stays as it is.
@@ -221,7 +228,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_headers = False
         if self.parser.should_upgrade():
             return
-        if self._idle and not self.expect_100_continue and _PLAIN_PATH.fullmatch(self.url):
+        if (gone := self._when_gone) is not None:
+            gone()  # who asks for something else behind a stream without an end has had enough of it
+        if self._idle and not self.expect_100_continue and _PLAIN_TARGET.fullmatch(self.url):
             self._body = []
         else:
             self._start_cycle()
@@ -260,10 +269,12 @@ class HttpProtocol(HttpToolsProtocol):
         method = self.parser.get_method().decode("ascii")
         version = self.parser.get_http_version()
         url = self.url.decode("ascii")
-        request = Request(method, url, Headers(self.headers), body, client=self._peer, version=version)
+        path, _, query = url.partition("?")
+        request = Request(method, path, Headers(self.headers), body, query=query, client=self._peer, version=version)
         is_1_1 = version != "1.0"
         keep_alive = is_1_1 and self.parser.should_keep_alive() and not self._ending
-        self.cycle = exchange = _Exchange(method == "HEAD", keep_alive, is_1_1)  # type: ignore[assignment]
+        exchange = self._answering = _Exchange(method == "HEAD", keep_alive, is_1_1)
+        self.cycle = exchange  # type: ignore[assignment]
         task = self.loop.create_task(self._answer(request, exchange))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -293,6 +304,8 @@ class HttpProtocol(HttpToolsProtocol):
         fields = [*self.server_state.default_headers, *([] if exchange.keep_alive else CLOSE)]
         self.transport.write(written(response, [*fields, *(CHUNKED if exchange.chunks else [])]))
         exchange.gone = response.gone
+        if response.gone and self.pipeline:
+            response.gone()  # what they ask for behind it came together with it
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
@@ -338,6 +351,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
         if self.flow.write_paused:
             self._held = cycle, app
         else:
@@ -370,7 +384,8 @@ class HttpProtocol(HttpToolsProtocol):
         """End it, and have the system forget, too, what it holds for the client: it would go on to offer that."""
         connection = self.transport.get_extra_info("socket")
         if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            with suppress(OSError, ValueError):  # it is closed already
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 
     def _check_idle(self) -> None:

@@ -34,7 +34,7 @@ def create_store(
     url           sqlite:///file.db (relative), sqlite:////folder/file.db (absolute) or postgresql://user:password@host/database
     owner         whether this process serves the store: a SQLite file has one owner at a time
     create        whether a SQLite file that is not there yet is made
-    pool_size     the most connections to PostgreSQL; by default what the URL's `connection_limit` says, else 5
+    pool_size     the most connections to PostgreSQL; by default what the URL's `connection_limit` says, else 6
     allow_unsafe  accept a PostgreSQL that may lose acknowledged writes (`fsync=off`)
     key_ring      the keys that states lie encrypted with; without any they are not
 

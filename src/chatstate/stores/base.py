@@ -139,7 +139,8 @@ class Store(ABC):
 
     @abstractmethod
     def watch(self, changed: Changed) -> Feed:
-        """A feed that calls `changed` with the id of each session that it follows and that may have changed.
+        """A feed that calls `changed` with the id of each session that it follows and that may have changed; with None
+        when any of them may have.
 
         Writes that this store has committed, also when their outcome is unknown, are told of before `commit` returns;
         those of other servers soon after, if the store has a way to hear of them: such hints may be lost. The store is

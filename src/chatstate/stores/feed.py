@@ -12,11 +12,12 @@ from chatstate.errors import OutcomeUnknown
 from chatstate.model import Delete, Deleted, Save, Session
 from chatstate.stores.base import AnyWrite, Outcome
 
-Changed = Callable[[str], None]
+Changed = Callable[[str | None], None]
+"""Takes the id of a session that may have changed; None: any of those that are followed may have."""
 
 
 class Feed:
-    """Calls `changed` with the id of each followed session that may have changed, once that is durable.
+    """Calls `changed` with the id of each followed session that may have changed, once that is durable, or with None.
 
     It is called in the event loop, and must not raise. What it is told of is bounded by what is followed.
     """
@@ -72,6 +73,12 @@ class Hints:
             for feed in list(self.feeds):
                 if user_session_id in feed.followed:
                     feed.changed(user_session_id)
+
+    def give_any(self) -> None:
+        """Tell the feeds here that any session may have changed."""
+        for feed in list(self.feeds):
+            if feed.followed:
+                feed.changed(None)
 
     async def after(self, writes: Sequence[AnyWrite], commit: Awaitable[Sequence[Outcome]]) -> Sequence[Outcome]:
         """What the commit of these writes comes to. Those who follow what it may have changed are told."""

@@ -58,7 +58,6 @@ from chatstate.stores.postgres_connection import (
     acquired,
     ask_facts,
     close_pool,
-    connect,
     create_pool,
     parse_url,
     session_settings,
@@ -331,8 +330,9 @@ class PostgresStore(Store):
         return self._statement("recall"), sessions.recalled([query]), sessions.replay
 
     def watch(self, changed: Changed) -> Feed:
-        if not self._facts.through_pooler:  # LISTEN is for a connection that is one's own
-            self._hints.listen(partial(connect, self._url, self._facts), self._facts.schema)
+        # LISTEN is for a connection that is one's own, and the only one that there may be is not.
+        if not self._facts.through_pooler and self._url.pool_size > 1:
+            self._hints.listen(partial(acquired, self._open_pool), self._facts.schema)
         return self._hints.feed(changed)
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:

@@ -35,8 +35,8 @@ _SETTLE_SECONDS = 2
 LOCK_MILLISECONDS = 2000
 """How long a statement waits for a row that another program has locked."""
 
-DEFAULT_POOL_SIZE = 5
-"""Two lanes of writes, two of loads, and one for everything else."""
+DEFAULT_POOL_SIZE = 6
+"""Two lanes of writes, two of loads, one for everything else, and one that listens for changes."""
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """All that the driver raises; a TimeoutError is an OSError."""
@@ -199,12 +199,6 @@ async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Re
         max_cached_statement_lifetime=_PLAN_SECONDS,
         **connection_options(facts.through_pooler, session_settings(facts.synchronous_commit)),
     )
-
-
-async def connect(url: PostgresUrl, facts: Facts) -> Any:
-    """A connection beside the pool. Raises what the driver raises."""
-    options = connection_options(facts.through_pooler, session_settings(facts.synchronous_commit))
-    return await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS, command_timeout=COMMAND_SECONDS, **options)
 
 
 async def close_pool(pool: asyncpg.Pool[asyncpg.Record]) -> None:

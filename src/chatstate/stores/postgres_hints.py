@@ -1,4 +1,4 @@
-"""Hints between the servers of one PostgreSQL database, by LISTEN and NOTIFY on a connection of their own.
+"""Hints between the servers of one PostgreSQL database, by LISTEN and NOTIFY on a connection that is kept for it.
 
 A NOTIFY costs a commit, in which PostgreSQL lets no other one pass. So a server tells of its writes only while another
 one follows sessions, which that one says every few seconds; and what was written while one NOTIFY was on its way goes
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from hashlib import blake2b
 from typing import Any
 
+from chatstate.errors import StoreError
 from chatstate.stores.feed import Hints
 from chatstate.stores.postgres_connection import DRIVER_ERRORS
 
@@ -39,7 +40,7 @@ _HELLO, _FOLLOWING, _CHANGED, _ANY = "hello", "following", "changed ", "any"
 
 _NOTIFY = "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message"
 
-Connect = Callable[[], Awaitable[Any]]
+Connect = Callable[[], AbstractAsyncContextManager[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class PostgresHints(Hints):
         while True:
             try:
                 await self._listen(connect)
-            except DRIVER_ERRORS as error:
+            except (StoreError, *DRIVER_ERRORS) as error:
                 self._failed(error)
             except Exception as error:
                 self._failed(error, exc_info=True)
@@ -148,23 +149,23 @@ class PostgresHints(Hints):
 
     async def _listen(self, connect: Connect) -> None:
         """Listen and tell, until the connection is lost."""
-        connection = await connect()
-        try:
-            connection.add_termination_listener(lambda _: self._wake.set())
-            await connection.add_listener(CHANNEL, self._hear)
-            self._hears = True
-            self.give_all()  # of what has changed meanwhile nobody has told
-            await connection.execute(_NOTIFY, CHANNEL, [_HELLO])
-            while not connection.is_closed():
-                # Also when there is nothing to be said: so a connection that is dead is noticed.
-                await connection.execute(_NOTIFY, CHANNEL, self._messages())
-                with suppress(TimeoutError):  # not wait_for: before Python 3.12 it may lose a cancellation
-                    async with asyncio.timeout(FOLLOWING_SECONDS):
-                        await self._wake.wait()
-                self._wake.clear()
-        finally:
-            with suppress(*DRIVER_ERRORS):
-                await connection.close(timeout=_GOODBYE_SECONDS)
+        async with connect() as connection:
+            try:
+                connection.add_termination_listener(lambda _: self._wake.set())
+                await connection.add_listener(CHANNEL, self._hear)
+                await connection.execute(_NOTIFY, CHANNEL, [_HELLO])
+                self._hears = True
+                self.give_any()  # of what has changed meanwhile nobody has told
+                while not connection.is_closed():
+                    # Also when there is nothing to be said: so a connection that is dead is noticed.
+                    await connection.execute(_NOTIFY, CHANNEL, self._messages())
+                    with suppress(TimeoutError):  # not wait_for: before Python 3.12 it may lose a cancellation
+                        async with asyncio.timeout(FOLLOWING_SECONDS):
+                            await self._wake.wait()
+                    self._wake.clear()
+            finally:
+                with suppress(*DRIVER_ERRORS):  # the pool makes another one; this one still listens
+                    await connection.close(timeout=_GOODBYE_SECONDS)
 
     def _hear(self, connection: Any, process: int, _channel: str, message: str) -> None:
         if process == connection.get_server_pid():
@@ -177,13 +178,7 @@ class PostgresHints(Hints):
                 self._wake.set()
             self._followed_until = asyncio.get_running_loop().time() + 3 * FOLLOWING_SECONDS
         elif message == _ANY:
-            self.give_all()
+            self.give_any()
         else:
             digests = message.removeprefix(_CHANGED).split(" ")
             super().give(name for digest in digests for name in list(self._by_digest.get(digest, ())))
-
-    def give_all(self) -> None:
-        """Tell the feeds here that any session may have changed."""
-        for feed in list(self.feeds):
-            for user_session_id in list(feed.followed):
-                feed.changed(user_session_id)
