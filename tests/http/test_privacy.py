@@ -417,6 +417,18 @@ def test_an_export_that_nobody_has_got_whole_is_on_record_as_such(audited: Audit
     assert 0 < audited.last["size"] < 20_000_000
 
 
+def test_who_watches_a_session_is_on_record_from_the_beginning(audited: Audited, new_id: str) -> None:
+    """A stream may go on for days: a line at its end alone would come too late, or never."""
+    save(audited.client, new_id, "seen")
+    with audited.client.stream("GET", f"{SESSIONS}/{new_id}/events") as watching:
+        next(watching.iter_lines())
+        assert (audited.last["what"], audited.last["result"], audited.last["status"]) == ("watch", "begun", 200)
+        assert audited.last["session"] == session_hash(audited.audit_key, new_id)
+    assert poll_until(lambda: audited.last["result"] == "ok", 10)
+    assert audited.last["what"] == "watch"
+    assert audited.last["size"] > len("seen")
+
+
 def test_a_flood_does_not_fill_the_audit_log(start: Start, own_url: str) -> None:
     lines: list[str] = []
     with start(own_url, audit=lines.append, rates=Rates(0, 0, 0, 3)) as server, httpx.Client() as client:

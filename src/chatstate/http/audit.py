@@ -52,13 +52,18 @@ class AuditLog:
         self._refusals = RateLimit(1 / _REFUSAL_SECONDS, 1, lambda: clock().timestamp())
 
     def record(self, request: Request, response: Response, address: str) -> None:
-        """One request from this address, and what came of it: of a stream, when it has ended."""
+        """One request from this address, and what came of it: of a stream, when it has ended.
+
+        A stream without an end of its own also has a line when it begins: it may go on for days.
+        """
         if response.status == 429 and self._refusals.wait((request.caller.name, address)):
             return
         line = self._line(request, response, address)
         if response.stream is None or request.method == "HEAD":
             self._write(json.dumps(line))
         else:
+            if response.gone:
+                self._write(json.dumps(line | {"result": "begun"}))
             response.stream = self._followed(response.stream, request, line)
 
     async def _followed(
