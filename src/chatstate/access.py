@@ -159,7 +159,7 @@ class Access:
         """Whether a token that says this would be let in, by what the store knows now. Raises errors of the store."""
         await self.refresh()
         try:
-            self.check(_caller_with_claims(claims))
+            self._check(_caller_with_claims(claims))
         except Unauthorized:
             return False
         return True
@@ -174,7 +174,7 @@ class Access:
         if self._age() > STALE_SECONDS:
             await self._read_now()
         if caller := self._accepted.get(credential):
-            return self.check(caller)
+            return self._check(caller)
         if keys.is_key(credential):
             if self.mode == "open":
                 await self._look_again()  # who shows a key has made one, perhaps just now
@@ -188,11 +188,8 @@ class Access:
             return ANONYMOUS
         raise Unauthorized(_NO_CREDENTIAL if credential else None)
 
-    def check(self, caller: Caller) -> Caller:
-        """The caller, whose credential was accepted before, if it is still valid. Raises `Unauthorized`.
-
-        Only `caller` knows which secret of a key was shown, and whether what is known is too old.
-        """
+    def _check(self, caller: Caller) -> Caller:
+        """The caller, who has shown a credential that is genuine, if it is still valid. Raises `Unauthorized`."""
         now = self._clock()
         if self.mode != "open" and not self._is_live(caller.key_id, now):  # a server without keys mints for everybody
             raise Unauthorized(_VOID if caller.claims is None else _VOID_MINTER)
@@ -200,13 +197,13 @@ class Access:
             self.tokens.check(caller.claims, now)
             if self.mode != "open" and not self._known[caller.key_id][0].vouches_for(caller.claims.auth_time):
                 raise Unauthorized(_VOID_MINTER)
-        elif caller.key_id:
+        else:
             self._used[caller.key_id] = now
         return caller
 
     def _accept(self, credential: str, caller: Caller) -> Caller:
         """The caller, if the credential is still valid; from now on by a look into a table."""
-        self.check(caller)
+        self._check(caller)
         if len(self._accepted) >= _MOST_ACCEPTED:
             self._accepted.clear()
         self._accepted[credential] = caller
@@ -230,7 +227,7 @@ class Access:
         if not key.accepts(parsed.secret, self._clock()):
             raise Unauthorized(_VOID)
         # A secret that has been rotated is looked at each time: its grace ends.
-        return self._accept(text, caller) if key.is_current(parsed.secret) else self.check(caller)
+        return self._accept(text, caller) if key.is_current(parsed.secret) else self._check(caller)
 
     async def _caller_with_token(self, text: str) -> Caller:
         if not self.tokens.knows_signer(text):

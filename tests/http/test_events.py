@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -322,20 +322,24 @@ def test_a_stream_ends_when_the_tokens_of_its_session_are_revoked(keyed: Keyed, 
         assert stream.next() is None
 
 
-def test_a_stream_ends_when_its_key_is_revoked(keyed: Keyed, own_url: str, new_id: str) -> None:
-    doomed = asyncio.run(make_key(own_url, keyed.server.clock.now))
+def tells_nothing_after(keyed: Keyed, own_url: str, new_id: str, end: Callable[[Keys, str], Awaitable[object]]) -> None:
+    """Watch with a key of its own, which comes to this end."""
+    key = asyncio.run(make_key(own_url, keyed.server.clock.now))
     save(keyed.client, new_id, "first")
-    with listening(keyed.server.port, f"{new_id}/events", bearer(doomed)) as stream:
+    with listening(keyed.server.port, f"{new_id}/events", bearer(key)) as stream:
         assert stream.state() == "first"
 
-        async def revoke(store: Store) -> None:
-            await Keys(store).revoke(key_id_of(doomed), keyed.server.clock.now)
+        async def come_to_its_end(store: Store) -> None:
+            await end(Keys(store), key_id_of(key))
 
-        asyncio.run(beside(own_url, revoke))
-        fields = bearer(doomed)
-        until(lambda: keyed.client.get(f"{SESSIONS}/{new_id}", headers=fields).status_code, 401)
+        asyncio.run(beside(own_url, come_to_its_end))
+        until(lambda: keyed.client.get(f"{SESSIONS}/{new_id}", headers=bearer(key)).status_code, 401)
         save(keyed.client, new_id, "secret")
         assert stream.next() is None
+
+
+def test_a_stream_ends_when_its_key_is_revoked(keyed: Keyed, own_url: str, new_id: str) -> None:
+    tells_nothing_after(keyed, own_url, new_id, lambda keys, key_id: keys.revoke(key_id, keyed.server.clock.now))
 
 
 @pytest.mark.parametrize("grace", [timedelta(0), timedelta(minutes=5)])
@@ -343,20 +347,12 @@ def test_a_stream_ends_when_the_secret_of_its_key_does(
     keyed: Keyed, own_url: str, new_id: str, grace: timedelta
 ) -> None:
     """The key lives on, with another secret."""
-    leaked = asyncio.run(make_key(own_url, keyed.server.clock.now))
-    save(keyed.client, new_id, "first")
-    with listening(keyed.server.port, f"{new_id}/events", bearer(leaked)) as stream:
-        assert stream.state() == "first"
 
-        async def rotate(store: Store) -> None:
-            await Keys(store).rotate(key_id_of(leaked), keyed.server.clock.now, grace)
-
-        asyncio.run(beside(own_url, rotate))
+    async def rotate(keys: Keys, key_id: str) -> None:
+        await keys.rotate(key_id, keyed.server.clock.now, grace)
         keyed.server.clock.advance(seconds=300)
-        fields = bearer(leaked)
-        until(lambda: keyed.client.get(f"{SESSIONS}/{new_id}", headers=fields).status_code, 401)
-        save(keyed.client, new_id, "secret")
-        assert stream.next() is None
+
+    tells_nothing_after(keyed, own_url, new_id, rotate)
 
 
 def test_a_stream_ends_when_nobody_can_know_who_may_come_in(

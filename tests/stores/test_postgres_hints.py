@@ -288,11 +288,14 @@ async def test_who_may_not_notify_tells_the_log_once_and_loads_nothing_for_it(
     """Each try of the connection was taken for one that works, after which any session may have changed."""
     monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
     tries = 0
+    enough = asyncio.Event()
     listen = PostgresHints._listen
 
     async def counted(hints: PostgresHints, *given: Any) -> None:
         nonlocal tries
         tries += 1
+        if tries == 5:
+            enough.set()
         await listen(hints, *given)
 
     monkeypatch.setattr(PostgresHints, "_listen", counted)
@@ -302,8 +305,7 @@ async def test_who_may_not_notify_tells_the_log_once_and_loads_nothing_for_it(
             heard = Heard(store)
             heard.feed.follow("a")
             async with asyncio.timeout(SOON):
-                while tries < 5:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+                await enough.wait()
             assert not heard.hints
         assert len(caplog.records) == 1
         await owner.execute("GRANT EXECUTE ON FUNCTION pg_notify TO PUBLIC")

@@ -155,7 +155,7 @@ class Response(Struct):
     """An answer. `headers` are those that not every answer has, with names in lower case.
 
     stream   gives the body piece by piece, in the place of `body`; if it raises, the connection is cut
-    gone     called when the client has gone before the stream has ended, which then ends soon
+    gone     ends a stream that has no end of its own: called when the client has gone, or wants something else
     problem  the code of the error that the answer tells of
     cache    what caches may do with it; nothing, because states are private
     """

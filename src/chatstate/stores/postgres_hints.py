@@ -40,7 +40,7 @@ _HELLO, _FOLLOWING, _CHANGED, _ANY = "hello", "following", "changed ", "any"
 
 _NOTIFY = "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message"
 
-Connect = Callable[[], AbstractAsyncContextManager[Any]]
+Acquire = Callable[[], AbstractAsyncContextManager[Any]]
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ class PostgresHints(Hints):
         self._hears = True  # or nothing has failed yet
         self._task: asyncio.Task[None] | None = None
 
-    def listen(self, connect: Connect, schema: str) -> None:
+    def listen(self, acquire: Acquire, schema: str) -> None:
         """Hear other servers, and tell them; from now on, and until `close`."""
         if self._task is None:
             self._schema = schema
-            self._task = asyncio.create_task(self._keep_listening(connect))
+            self._task = asyncio.create_task(self._keep_listening(acquire))
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -129,10 +129,10 @@ class PostgresHints(Hints):
 
     # --- The connection -----------------------------------------------------------------------------------------------
 
-    async def _keep_listening(self, connect: Connect) -> None:
+    async def _keep_listening(self, acquire: Acquire) -> None:
         while True:
             try:
-                await self._listen(connect)
+                await self._listen(acquire)
             except (StoreError, *DRIVER_ERRORS) as error:
                 self._failed(error)
             except Exception as error:
@@ -147,9 +147,9 @@ class PostgresHints(Hints):
             )
         self._hears = False
 
-    async def _listen(self, connect: Connect) -> None:
+    async def _listen(self, acquire: Acquire) -> None:
         """Listen and tell, until the connection is lost."""
-        async with connect() as connection:
+        async with acquire() as connection:
             try:
                 connection.add_termination_listener(lambda _: self._wake.set())
                 await connection.add_listener(CHANNEL, self._hear)
