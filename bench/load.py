@@ -35,7 +35,7 @@ COUNTING = "counting"
 """The line that says that the warm-up is over."""
 
 GRACE_SECONDS = 20.0
-"""How long the end waits for the answers that are still to come."""
+"""How long the end waits for the answers that are still to come; before that, for one if there was none."""
 
 MOST_ERRORS = 1000
 _TICK = 0.001
@@ -262,7 +262,7 @@ class Load(ABC):
         self.api = WithCredentials(APIS[spec.api], spec.bearers) if spec.bearers else APIS[spec.api]
         self.requests = Requests(self.api, spec.state_bytes, spec.seed)
         self.connections: set[Connection] = set()
-        self.counting = self.ended = False
+        self.counting = self.ended = self._overdue = False
         self.began = self.stopped = self._cpu = 0.0
         self._saves, self._loads = array("d"), array("d")
         self._wire_bytes = self._errors = 0
@@ -293,7 +293,15 @@ class Load(ABC):
     def _count_for_seconds(self) -> None:
         """From now on, however late that is."""
         self.count()
-        asyncio.get_running_loop().call_later(self.spec.seconds, self.end)
+        asyncio.get_running_loop().call_later(self.spec.seconds, self._end_in_time)
+
+    def _end_in_time(self) -> None:
+        """Unless the server stood still for all of the time: then the run ends with the answer to come, or an error."""
+        if self._saves or self._loads or self._errors:
+            self.end()
+        else:
+            self._overdue = True
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self.end)
 
     def count(self) -> None:
         """The warm-up is over."""
@@ -324,6 +332,8 @@ class Load(ABC):
         elif self.is_counted(connection.began):
             (self._saves if connection.saves else self._loads).append(perf_counter() - connection.began)
             self._wire_bytes += connection.wire_bytes
+            if self._overdue:
+                self.end()
         if self.ended:
             self._settle()
 
@@ -344,7 +354,7 @@ class Load(ABC):
         """One more error; after too many the run ends."""
         self._errors += 1
         self._example = self._example or example
-        if self._errors >= MOST_ERRORS:
+        if self._overdue or self._errors >= MOST_ERRORS:
             self.end()
 
     def lost(self, connection: Connection) -> None:

@@ -154,7 +154,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 def send(spec: Spec, watch: Watch, number: int = 0) -> Figures:
     """Run the load generator, watching what the load costs; raises `RunFailed`."""
-    limit = FILL_SECONDS if spec.loop == "fill" else spec.warmup + spec.seconds + GRACE_SECONDS + 30
+    limit = FILL_SECONDS if spec.loop == "fill" else spec.warmup + spec.seconds + 2 * GRACE_SECONDS + 30
     with tempfile.TemporaryFile() as complaints, _generator(complaints) as process:
         assert process.stdin is not None
         process.stdin.write(json.encode(spec))

@@ -12,6 +12,7 @@ from time import perf_counter
 import httptools
 import pytest
 
+from bench import load
 from bench.apis import APIS
 from bench.load import COUNTING, Answer, Result, Spec, perform
 from bench.requests import MARK, MESSAGE_BYTES, Requests, states
@@ -259,6 +260,34 @@ async def test_a_run_that_is_held_up_before_it_counts_lasts_as_long_all_the_same
         result = await perform(wanted)
     assert result.seconds > wanted.seconds / 2
     assert result.requests
+
+
+async def test_a_run_that_is_held_up_while_it_counts_has_the_answer_that_comes_then() -> None:
+    """A disk that stood still for the whole of a short run made one without a request, and the bench failed."""
+    released = asyncio.Event()
+
+    async def answer_late(_: Asked, writer: asyncio.StreamWriter) -> None:
+        await released.wait()
+        writer.write(answer(ENOUGH))
+
+    async with serving(answer_late) as server:
+        wanted = spec(server)
+        asyncio.get_running_loop().call_later(wanted.warmup + wanted.seconds + 0.2, released.set)
+        result = await perform(wanted)
+    assert (result.requests, result.errors) == (1, 0)
+    assert result.seconds > wanted.seconds
+
+
+async def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "GRACE_SECONDS", 0.1)
+
+    async def answer_never(_: Asked, writer: asyncio.StreamWriter) -> None:
+        await writer.wait_closed()
+
+    async with serving(answer_never) as server:
+        result = await perform(spec(server))
+    assert (result.requests, result.errors) == (0, 4)
+    assert "after the end" in result.example
 
 
 async def test_a_server_that_is_not_there() -> None:
