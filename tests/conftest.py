@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With CHATSTATE_TEST_NO_SKIPS a skipped test counts as failed: nothing may go untested unnoticed.
 
-    And what must not be anywhere, must not have been in anything that chatstate wrote during the whole run.
+    And what must not be anywhere, must not have been in anything that chatstate wrote during the whole run. One of
+    several processes that run the tests tells that to the one that started it, which has the results of all.
     """
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["secrets"] = canaries.found
+        return
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if canaries.found:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -45,6 +50,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reporter.write_line(f"a secret was written: {place}", red=True)
     if os.environ.get("CHATSTATE_TEST_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)  # it is pytest-xdist's
+def pytest_testnodedown(node: Any) -> None:
+    """One of several processes has ended; one that crashed says nothing, but fails the test that it ran."""
+    canaries.found.extend(getattr(node, "workeroutput", {}).get("secrets", ()))
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,17 @@ ROOT = FOLDER.parents[1]
 SERVED = ROOT / "src" / "chatstate" / "http" / "client.js"
 
 
-def test_client_js_is_what_the_source_makes(typescript: Path, tmp_path: Path) -> None:
-    run("node", "build.mjs", str(tmp_path / "client.js"))
-    fresh = (tmp_path / "client.js").read_bytes()
-    assert fresh == SERVED.read_bytes(), "src/chatstate/http/client.js is out of date; make it anew: make client"
+@pytest.fixture(scope="session")
+def built(typescript: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that would be served, and in the folder of the client what npm gets, both made anew."""
+    file = tmp_path_factory.mktemp("typescript") / "client.js"
+    run("node", "build.mjs", str(file))
+    return file
+
+
+def test_client_js_is_what_the_source_makes(built: Path) -> None:
+    message = "src/chatstate/http/client.js is out of date; make it anew: make client"
+    assert built.read_bytes() == SERVED.read_bytes(), message
 
 
 def test_the_client_is_small(typescript: Path) -> None:
@@ -66,11 +73,11 @@ def test_its_tests_pass_with_the_file_that_is_served(compiled: Path) -> None:
     pass_in("served/test", OF_THE_SERVED_FILE)
 
 
+@pytest.mark.usefixtures("built")  # they import the package by its name
 def test_the_examples_in_the_docs_have_the_right_types(typescript: Path) -> None:
-    run("node", "build.mjs", str(typescript / "build" / "client.js"))  # they import the package by its name
     folder = typescript / "build" / "docs"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     blocks = [
         re.findall(r"^```tsx?\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
         for page in ("howto/web-chat.md", "reference/typescript.md")
@@ -103,8 +110,8 @@ def test_the_package_has_no_dependencies_and_the_lock_names_no_address() -> None
     assert "://" not in (FOLDER / "package-lock.json").read_text()
 
 
-def test_the_package_has_what_its_exports_name(typescript: Path, tmp_path: Path) -> None:
-    run("node", "build.mjs", str(tmp_path / "client.js"))
+@pytest.mark.usefixtures("built")
+def test_the_package_has_what_its_exports_name() -> None:
     package = json.loads((FOLDER / "package.json").read_text())
     packed = json.loads(
         re.search(r"^\[.*^\]", run("npm", "pack", "--dry-run", "--json", "--ignore-scripts"), re.M | re.S)[0]
