@@ -24,6 +24,7 @@ from bench.access import access
 from bench.chatstate import ROOT, ChatStateOnPostgres, ChatStateOnSQLite, ChatStateServer, HttpAlone
 from bench.growth import growth, tuning
 from bench.half_open import half_opens
+from bench.inbox import inbox
 from bench.limits import BATCH, PgBench, fsyncs_per_second
 from bench.lists import MANY, lists
 from bench.live import live
@@ -35,7 +36,7 @@ from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "live", "growth", "tuning")
+PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "live", "inbox", "growth", "tuning")
 OPEN_SHARE = 0.7
 FEWER = 10
 """How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
@@ -86,6 +87,8 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
         half_opens(bench, ours, spec, plan.rounds)
     if "live" in plan.parts:
         live(bench, ours, plan.rounds)
+    if "inbox" in plan.parts:
+        inbox(bench, ours, plan.rounds)
     if "tuning" in plan.parts:
         tuning(bench, spec, plan.rounds)
     if "growth" in plan.parts:

@@ -205,12 +205,12 @@ def test_the_help_says_what_holds_by_default(tmp_path: Path) -> None:
 def test_the_help_names_every_command(tmp_path: Path) -> None:
     _, output = run(tmp_path, "--help")
     commands = re.findall(r"^  ([a-z-]+) +[A-Z]", output.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["audit-id", "keys", "migrate", "serve", "sweep", "tokens", "version"]
+    assert commands == ["audit-id", "inbox", "keys", "migrate", "serve", "sweep", "tokens", "version", "whatsapp"]
     assert ".env" in output
     assert "NAME_FILE" in output
 
 
-@pytest.mark.parametrize("group", ["keys", "tokens"])
+@pytest.mark.parametrize("group", ["keys", "tokens", "inbox", "whatsapp"])
 def test_the_help_of_a_group_says_of_each_command_in_a_whole_sentence_what_it_does(group: str, tmp_path: Path) -> None:
     _, output = run(tmp_path, group, "--help")
     lines = output.partition("Commands:\n")[2].splitlines()
@@ -335,7 +335,8 @@ def test_flags_reach_the_server(tmp_path: Path) -> None:
 # --- Mistakes ---------------------------------------------------------------------------------------------------------
 
 
-WITH_BAD_VALUES = [setting for setting in SETTINGS if setting.name not in ("store", "audit_log")]
+ANY_TEXT = ("store", "audit_log", "bot", "whatsapp_app_secret", "whatsapp_verify_token", "whatsapp_access_token")
+WITH_BAD_VALUES = [setting for setting in SETTINGS if setting.name not in ANY_TEXT]
 
 
 @pytest.mark.parametrize("setting", WITH_BAD_VALUES, ids=lambda setting: setting.name)
@@ -349,6 +350,32 @@ def test_a_bad_value_names_its_source(setting: Setting, tmp_path: Path) -> None:
     if setting.default is not False and not setting.secret:
         assert f"chatstate: {setting.flag}='?' must be " in mistake(tmp_path, "serve", setting.flag, "?")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("bots", "name the module and the function, as in --bot package.module:bot"),
+        ("bots:", "name the module and the function, as in --bot package.module:bot"),
+        ("bots:other", "other is none; a bot is `async def other(turn)` in bots."),
+        ("bots:plain", "plain is not `async def`; a bot is `async def plain(turn)` in bots."),
+        ("missing.bots:bot", "there is no module missing. It is looked for in the current folder, and among"),
+    ],
+)
+def test_a_bot_that_cannot_be_found(place: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bots.py").write_text("def plain(turn): ...\n")
+    assert f"chatstate: --bot {place}: {message}" in mistake(tmp_path, "serve", "--bot", place)
+    assert f"chatstate: --bot {place}: {message}" in mistake(tmp_path, "serve", CHATSTATE_BOT=place)
+
+
+def test_an_account_of_which_something_is_missing(tmp_path: Path) -> None:
+    some = {"CHATSTATE_WHATSAPP_APP_SECRET": "hunter2", "CHATSTATE_WHATSAPP_VERIFY_TOKEN": "hunter3"}
+    output = mistake(tmp_path, "serve", **some)
+    assert (
+        "CHATSTATE_WHATSAPP_APP_SECRET is set, so WhatsApp wants these, too: CHATSTATE_WHATSAPP_ACCESS_TOKEN, "
+        "CHATSTATE_WHATSAPP_PHONE_NUMBER_ID."
+    ) in " ".join(output.split())
+    assert "hunter" not in output
 
 
 def test_an_address_of_another_machine(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from msgspec.structs import asdict
 
 from chatstate import create_app
-from chatstate.config import MOST_VERSIONS, SETTINGS, Setting, Settings, load_settings, unknown_variables
+from chatstate.channels.whatsapp.account import WhatsAppAccount
+from chatstate.config import MOST_DIGITS, MOST_VERSIONS, SETTINGS, Setting, Settings, load_settings, unknown_variables
 from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
 from chatstate.http.server import run
@@ -52,6 +53,16 @@ GOOD: dict[str, tuple[Any, Any, Any]] = {
     "token_ttl_seconds": (1, 3600, 86_400),
     "token_renewable_days": (1, 30, MAX_EXPIRES_IN // 86_400),
     "watchers_per_session": (1, 5, 100_000),
+    "bot": ("package.module:bot", "bots:one", "two.of:them"),
+    "turn_seconds": (1, 600, 86_400),
+    "turns_at_once": (1, 100, 100_000),
+    "lease_seconds": (1, 30, 86_400),
+    "whatsapp_app_secret": ("hunter4 of the app", "0123456789abcdef", "ünïcode ☃"),
+    "whatsapp_verify_token": ("hunter5 to verify", "0123456789abcdef", "two words"),
+    "whatsapp_access_token": ("hunter6 to send with", "EAAG0123456789", "x"),
+    "whatsapp_phone_number_id": ("106540352242922", "1", "9" * MOST_DIGITS),
+    "whatsapp_number": ("15550783881", "4915112345678", "0"),
+    "whatsapp_graph_url": ("https://graph.facebook.com/v26.0", "http://localhost:4000", "http://[::1]:4000/a/b.c"),
     "encryption_keys": RINGS,
     "audit_log": ("audit.log", "/var/log/chatstate/audit.log", "two words.log"),
     "pool_size": (1, 2, 100),
@@ -60,6 +71,7 @@ GOOD: dict[str, tuple[Any, Any, Any]] = {
 """For each setting a value for the flag, one for the environment and one for `.env`."""
 
 NUMBERS = ("0", "-1", "+1", "1.5", "1e3", "0x10", "abc", "1 000", "½", "²", "٣", "000")
+DIGITS = ("+", "abc", "1.5", "0x10", "½", "²", "٣", "1a", "wa.me/15550783881", "9" * (MOST_DIGITS + 1))
 RATES = ("-1", "1000001", "nan", "inf", "1 000", "20/s", "abc")
 BAD = {
     "host": ("example.com", "LOCALHOST", "localhost:3000", "[::1]", "0", "10.0.0.0/8", "0.0.0.0:80", "127.1"),
@@ -87,6 +99,22 @@ BAD = {
     "token_ttl_seconds": (*NUMBERS, "86401", "9" * 30),
     "token_renewable_days": (*NUMBERS, str(MAX_EXPIRES_IN // 86_400 + 1)),
     "watchers_per_session": NUMBERS,
+    "turn_seconds": (*NUMBERS, "86401", "9" * 30),
+    "turns_at_once": NUMBERS,
+    "lease_seconds": (*NUMBERS, "86401", "9" * 30),
+    "whatsapp_phone_number_id": DIGITS,
+    "whatsapp_number": DIGITS,
+    "whatsapp_graph_url": (
+        "graph.facebook.com",
+        "ftp://a.example",
+        "https://",
+        "https:///v26.0",
+        "https://me@a.example/",
+        "https://a.example/?x=1",
+        "https://a.example/#x",
+        "https://a.example/a b",
+        "https://a.example:port/",
+    ),
     "encryption_keys": ("short", RINGS[0][:-5], f"{RINGS[0]},hunter2", "!" * 44),
     "pool_size": NUMBERS,
     "keep_visits": ("2", "maybe", "ja", "-1"),
@@ -116,7 +144,9 @@ def loaded(
 def value_of(settings: Settings, setting: Setting) -> object:
     """The value; of keys, what they were given as."""
     value = getattr(settings, setting.name)
-    return next(ring for ring in RINGS if KeyRing.parse(ring).newest == value.newest) if setting.secret else value
+    if not isinstance(value, KeyRing):
+        return value
+    return next(ring for ring in RINGS if KeyRing.parse(ring).newest == value.newest)
 
 
 def written(value: object) -> str:
@@ -126,7 +156,9 @@ def written(value: object) -> str:
 
 def test_the_table_is_complete() -> None:
     assert list(BY_NAME) == list(Settings.__struct_fields__) == list(GOOD)
-    assert set(BAD) == set(GOOD) - {"store", "audit_log"}
+    any_text = {"store", "audit_log", "bot"}  # what they name is looked for later
+    secrets = {"whatsapp_app_secret", "whatsapp_verify_token", "whatsapp_access_token"}
+    assert set(BAD) == set(GOOD) - any_text - secrets
 
 
 @EVERY
@@ -254,6 +286,8 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
         ("allowed_hosts", "A.example , b.example", ("a.example", "b.example")),
         ("trusted_proxies", "10.0.0.1, 2001:DB8::/32", ("10.0.0.1/32", "2001:db8::/32")),
         ("rate_per_session", "0.5", 0.5),
+        ("whatsapp_number", "+1 (555) 078-3881", "15550783881"),
+        ("whatsapp_graph_url", "http://localhost:4000/", "http://localhost:4000"),
         ("rate_per_key", "0", 0.0),
     ],
 )
@@ -341,11 +375,27 @@ def test_a_bad_value_in_a_file_names_the_variable_with_the_file(tmp_path: Path) 
     assert caught.value.message == "CHATSTATE_PORT_FILE='many' must be a number from 1 up."
 
 
-def test_a_secret_has_no_flag_and_does_not_show_itself(tmp_path: Path) -> None:
-    (secret,) = [setting for setting in SETTINGS if setting.secret]
-    assert secret.name == "encryption_keys"
-    settings = loaded(tmp_path, environment={"CHATSTATE_ENCRYPTION_KEYS": RINGS[1]})
-    assert RINGS[1] not in repr(settings)
+def test_what_is_secret_is_marked_so() -> None:
+    assert [setting.name for setting in SETTINGS if setting.secret] == [
+        "whatsapp_app_secret",
+        "whatsapp_verify_token",
+        "whatsapp_access_token",
+        "encryption_keys",
+    ]
+
+
+@pytest.mark.parametrize("setting", [setting for setting in SETTINGS if setting.secret], ids=lambda each: each.name)
+def test_a_secret_does_not_show_itself(setting: Setting, tmp_path: Path) -> None:
+    for secret in GOOD[setting.name][:2]:
+        settings = loaded(tmp_path, environment={setting.variables[0]: secret})
+        assert value_of(settings, setting) == secret
+        assert secret not in repr(settings)
+        assert secret not in repr(getattr(settings, setting.name))
+
+
+def test_an_account_does_not_show_its_secrets() -> None:
+    account = WhatsAppAccount(app_secret="hunter4", verify_token="hunter5", access_token="hunter6", phone_number_id="1")
+    assert repr(account) == "WhatsAppAccount(1)"
 
 
 # --- Variables that are none of ours ----------------------------------------------------------------------------------
@@ -380,5 +430,5 @@ def test_an_application_does_by_default_what_the_command_line_does() -> None:
     built_in |= {name: rates.pop(name) for name in ("failures_per_minute", "watchers_per_session")}
     built_in |= {f"rate_{name}": rate for name, rate in rates.items()}
     in_both = built_in.keys() & BY_NAME.keys() - {"store", "first_key"}  # in code a store is given, and a callable
-    assert len(in_both) == 21
+    assert len(in_both) == 25
     assert {name: built_in[name] for name in in_both} == {name: BY_NAME[name].default for name in in_both}

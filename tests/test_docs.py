@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 import chatstate
-from chatstate import errors
+from chatstate import Message, Turn, errors
 from chatstate.cli import main
+from chatstate.cli.inbox import inbox
 from chatstate.cli.keys import keys, tokens
+from chatstate.cli.whatsapp import whatsapp
 from chatstate.config import SETTINGS, Setting
 from chatstate.http.problems import STATUS
 from chatstate.http.routes import ENDPOINTS
@@ -37,12 +42,12 @@ def test_every_route_is_documented(endpoint: object) -> None:
     assert f"`{endpoint.method} {endpoint.path}`" in page("reference/http.md")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+@pytest.mark.parametrize("command", main.list_commands(click.Context(main)))
 def test_every_command_is_documented(command: str) -> None:
     assert f"`chatstate {command}" in page("reference/settings.md")
 
 
-@pytest.mark.parametrize("group", [keys, tokens], ids=lambda group: str(group.name))
+@pytest.mark.parametrize("group", [keys, tokens, inbox, whatsapp], ids=lambda group: str(group.name))
 def test_every_command_of_a_group_is_documented_with_its_options(group: click.Group) -> None:
     text = page("reference/settings.md")
     for command in group.commands.values():
@@ -66,7 +71,7 @@ def test_every_error_that_can_reach_a_client_has_a_status() -> None:
         value.code
         for value in classes
         if issubclass(value, errors.ChatStateError)
-        and not issubclass(value, errors.StartError)
+        and not issubclass(value, errors.StartError | errors.SendFailed)
         and value is not errors.ChatStateError
     }
     assert codes <= set(STATUS)
@@ -100,8 +105,34 @@ def test_every_test_that_is_named_exists(path: Path) -> None:
 
 
 def test_the_public_names_are_pinned() -> None:
-    assert chatstate.__all__ == ["AsyncClient", "Client", "__version__", "create_app", "create_store"]
+    of_bots = ["Attachment", "Choice", "Media", "Message", "Reply", "Turn"]
+    others = ["AsyncClient", "Client", "__version__", "create_app", "create_store"]
+    assert chatstate.__all__ == sorted([*of_bots, *others])
     assert all(hasattr(chatstate, name) for name in chatstate.__all__)
+    assert [getattr(chatstate, name).__module__ for name in of_bots] == ["chatstate.bot"] * len(of_bots)
+
+
+@pytest.mark.parametrize("name", [name for name in chatstate.__all__ if name != "__version__"])
+def test_every_public_name_is_documented(name: str) -> None:
+    """With each member that a bot or its author meets."""
+    text = page("reference/python.md")
+    assert re.search(rf"`(chatstate\.)?{name}\b", text)
+    for member in getattr(getattr(chatstate, name), "__struct_fields__", ()):
+        assert f"`{member}`" in text
+
+
+def test_the_code_about_bots_runs() -> None:
+    section = page("reference/python.md").partition("## Bots")[2]
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, names)
+    now = datetime(2026, 10, 2, tzinfo=UTC)
+    turn = Turn("session_1", {}, Message("m1", now))
+    asyncio.run(names["streaming_bot"](turn))
+    assert [reply.text for reply in turn.replies] == ["Let me think."]
+    turn = Turn("session_1", names["turn"].state, Message("m2", now, "goodbye"))
+    asyncio.run(names["bot"](turn))
+    assert [reply.text for reply in turn.replies] == ["Goodbye!"]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("requirements*.txt")), ids=lambda path: path.name)

@@ -5,12 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chatstate.bot import Attachment, Choice, Media, Message, Reply, Turn
     from chatstate.client import AsyncClient, Client
     from chatstate.http.app import create_app
     from chatstate.stores import create_store
 
-__all__ = ["AsyncClient", "Client", "__version__", "create_app", "create_store"]
-__version__ = "0.5.0"
+__all__ = [
+    "AsyncClient",
+    "Attachment",
+    "Choice",
+    "Client",
+    "Media",
+    "Message",
+    "Reply",
+    "Turn",
+    "__version__",
+    "create_app",
+    "create_store",
+]
+__version__ = "0.6.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +32,10 @@ def __getattr__(name: str) -> Any:
         from chatstate import client
 
         return getattr(client, name)
+    if name in ("Attachment", "Choice", "Media", "Message", "Reply", "Turn"):
+        from chatstate import bot
+
+        return getattr(bot, name)
     if name == "create_app":
         from chatstate.http.app import create_app
 

@@ -32,6 +32,19 @@ MOST_VERSIONS = 10_000
 """The longest history of a session."""
 
 
+MOST_DIGITS = 20
+"""The longest id of a phone number, and the longest number."""
+
+
+class Secret(str):
+    """A secret text, which does not show itself where settings are shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Secret()"
+
+
 class Setting(Struct, frozen=True):
     """One setting. `variables` are the names in the environment, the first one ours; the first that is set counts. A
     secret one has no flag, and is never shown."""
@@ -85,6 +98,7 @@ _port = _at_most(65535)
 _seconds = _at_most(MAX_EXPIRES_IN, " (a hundred years)")
 _days = _at_most(MAX_EXPIRES_IN // 86400, " (a hundred years)")
 _token_seconds = _at_most(int(LONGEST_TTL.total_seconds()), " (a day)")
+_work_seconds = _at_most(86_400, " (a day)")
 
 
 def _rate(text: str) -> float:
@@ -95,6 +109,22 @@ def _rate(text: str) -> float:
     if not 0 <= rate <= 1e6:
         raise ValueError("must be a number of requests from 0 (no limit) to 1000000")
     return rate
+
+
+def _digits(text: str) -> str:
+    digits = re.sub(r"[\s+()-]", "", text)
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= MOST_DIGITS):
+        raise ValueError(f"must be 1 to {MOST_DIGITS} digits alone")
+    return digits
+
+
+_GRAPH = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?(?:/[A-Za-z0-9._~/-]*)?")
+
+
+def _graph(text: str) -> str:
+    if not _GRAPH.fullmatch(text):
+        raise ValueError("must be an address such as http://localhost:4000, without user, query or fragment")
+    return text.rstrip("/")
 
 
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::\d{1,5})?")
@@ -317,6 +347,80 @@ SETTINGS = (
         "How many clients of a server with keys may watch one session at once.",
     ),
     Setting(
+        "bot",
+        ("CHATSTATE_BOT",),
+        None,
+        str,
+        "The bot that answers what people write, as package.module:function. By default there is none.",
+    ),
+    Setting(
+        "turn_seconds",
+        ("CHATSTATE_TURN_SECONDS",),
+        600,
+        _work_seconds,
+        "How many seconds the bot may take for an answer.",
+    ),
+    Setting(
+        "turns_at_once",
+        ("CHATSTATE_TURNS_AT_ONCE",),
+        100,
+        _number,
+        "In how many conversations the bot answers at once.",
+    ),
+    Setting(
+        "lease_seconds",
+        ("CHATSTATE_LEASE_SECONDS",),
+        30,
+        _work_seconds,
+        "After how many seconds another server takes over the conversations of one that has died.",
+    ),
+    Setting(
+        "whatsapp_app_secret",
+        ("CHATSTATE_WHATSAPP_APP_SECRET",),
+        None,
+        Secret,
+        "The secret of the app at Meta, which signs what WhatsApp delivers. Without it nothing is taken from there.",
+        secret=True,
+    ),
+    Setting(
+        "whatsapp_verify_token",
+        ("CHATSTATE_WHATSAPP_VERIFY_TOKEN",),
+        None,
+        Secret,
+        "A text of your choice, which you also tell Meta when you set up the webhook.",
+        secret=True,
+    ),
+    Setting(
+        "whatsapp_access_token",
+        ("CHATSTATE_WHATSAPP_ACCESS_TOKEN",),
+        None,
+        Secret,
+        "The token of a system user at Meta, with which replies are sent.",
+        secret=True,
+    ),
+    Setting(
+        "whatsapp_phone_number_id",
+        ("CHATSTATE_WHATSAPP_PHONE_NUMBER_ID",),
+        None,
+        _digits,
+        "The id of the business's number, as Meta's dashboard shows it. By default there is none.",
+    ),
+    Setting(
+        "whatsapp_number",
+        ("CHATSTATE_WHATSAPP_NUMBER",),
+        None,
+        _digits,
+        "The business's number itself, with its country code: where people are led who go on on WhatsApp. By default "
+        "there is none.",
+    ),
+    Setting(
+        "whatsapp_graph_url",
+        ("CHATSTATE_WHATSAPP_GRAPH_URL",),
+        None,
+        _graph,
+        "Where Meta's Graph API is, with its version; for `chatstate whatsapp emulate`. By default Meta's own.",
+    ),
+    Setting(
         "encryption_keys",
         ("CHATSTATE_ENCRYPTION_KEYS",),
         None,
@@ -376,6 +480,16 @@ class Settings(Struct, frozen=True):
     token_ttl_seconds: int
     token_renewable_days: int
     watchers_per_session: int
+    bot: str | None
+    turn_seconds: int
+    turns_at_once: int
+    lease_seconds: int
+    whatsapp_app_secret: Secret | None
+    whatsapp_verify_token: Secret | None
+    whatsapp_access_token: Secret | None
+    whatsapp_phone_number_id: str | None
+    whatsapp_number: str | None
+    whatsapp_graph_url: str | None
     encryption_keys: KeyRing | None
     audit_log: str | None
     pool_size: int | None

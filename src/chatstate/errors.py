@@ -11,6 +11,7 @@
     ├── ForbiddenAddress           the caller is on another machine, and the server has no keys
     ├── ForbiddenOrigin            a page of another site sent the request
     ├── ForbiddenProxy             a proxy has forwarded the request, to a server without keys
+    ├── WebhookRefused             a webhook was called by somebody else than its channel
     ├── Unauthorized               no credential, or one that is not valid
     │   └── TokenExpired           a session token whose time is over
     ├── Forbidden                  a valid credential that does not cover this
@@ -20,7 +21,9 @@
     │   ├── VersionNotFound        this version of the session is not kept
     │   ├── VisitNotFound          no visit has this id, or this user has none
     │   ├── UserNotFound           nothing is kept about this person
-    │   └── LinkNotFound           no link can be redeemed by this, or is of this session
+    │   ├── LinkNotFound           no link can be redeemed by this, or is of this session
+    │   ├── BotNotFound            this server runs no bot
+    │   └── ChannelNotFound        this server has no such channel, or nobody goes on with the session there
     ├── PreconditionFailed         the session is not in the state that the client expects; `current` says which, and
     │                              `session`, if the client wants to see it, shows it
     ├── PreconditionRequired       this server takes no write without a precondition
@@ -28,6 +31,7 @@
     ├── StateNotPatchable          the state is not JSON, or is ambiguous where the patch goes
     ├── PatchConflict              the patch does not fit the state
     ├── VisitExists                a visit has this id already
+    ├── SendFailed                 a channel has not taken a message; `retry_after` says whether, and when, to try again
     ├── StoreError
     │   ├── StoreUnavailable       the store cannot answer; nothing was written
     │   │   ├── StoreBusy          too much work is waiting
@@ -49,7 +53,7 @@ status a code becomes is decided in `chatstate.http.problems` and nowhere else.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from chatstate.model import Session, Tag
 
@@ -126,6 +130,10 @@ class ForbiddenProxy(ChatStateError, code="forbidden_proxy"):
     chatstate keys create --name web"""
 
 
+class WebhookRefused(ChatStateError, code="webhook_refused"):
+    """The signature is missing or wrong: this takes what the channel itself has sent, and nothing else."""
+
+
 class Unauthorized(ChatStateError, code="unauthorized"):
     """This server wants a credential: `Authorization: Bearer …` with an API key or a session token."""
 
@@ -174,6 +182,14 @@ class LinkNotFound(NotFound, code="link_not_found"):
     """There is no such link, or not any more. Ask for a new one on the device where the chat is open."""
 
 
+class BotNotFound(NotFound, code="bot_not_found"):
+    """This server runs no bot that could answer. Start it with one: chatstate serve --bot package.module:bot"""
+
+
+class ChannelNotFound(NotFound, code="channel_not_found"):
+    """This server has no such channel, or nobody goes on with this session there."""
+
+
 class PreconditionFailed(ChatStateError, code="precondition_failed"):
     """The session has changed since you read it: load it again, merge, and save with its current ETag."""
 
@@ -207,6 +223,24 @@ class PatchConflict(ChatStateError, code="patch_conflict"):
 
 class VisitExists(ChatStateError, code="visit_exists"):
     """A visit has this session_id already."""
+
+
+class SendFailed(ChatStateError, code="send_failed"):
+    """The channel has not taken the message.
+
+    retry_after  after how many seconds it may be tried again; None: it never can
+    holds        whether all messages to this person, or all of the channel, have to wait so long, too
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        retry_after: float | None = None,
+        holds: Literal["message", "person", "channel"] = "message",
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.holds = holds
 
 
 class StoreError(ChatStateError, code="store_error"):

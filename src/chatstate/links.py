@@ -60,6 +60,9 @@ _BETWEEN_LETTERS = re.compile(r"[\s\u2010-\u2015-]")
 
 Status = Literal["open", "redeemed", "void", "expired"]
 
+Purpose = Literal["device", "channel"]
+"""What a link is for: another device, which gets a token; or a channel, on which a person goes on."""
+
 
 class Grant(Struct, frozen=True):
     """What a link gives: the claims of a session token that its issuer could have had (see `tokens.Claims`).
@@ -85,7 +88,11 @@ class Link(Struct, frozen=True, kw_only=True):
     code_digest, token_digest  SHA-256 of the salt and the secret, in hexadecimal digits
     tries        how many were wrong
     voided_at    when it was taken back, or was tried too often, or others took its place
-    device       who has redeemed it, as they say (User-Agent)
+    device       who has redeemed it, as they say (User-Agent); or the name of a channel
+    purpose      what it is for; it is of no use for anything else
+    origin       the device that it was made on, in words for people
+    number       what that device shows, should a channel ask for it
+    redeemed_by  by what message on a channel it was redeemed: that one may do so again
     """
 
     id: str
@@ -102,6 +109,10 @@ class Link(Struct, frozen=True, kw_only=True):
     voided_at: datetime | None = None
     redeemed_at: datetime | None = None
     device: str = ""
+    purpose: Purpose = "device"
+    origin: str = ""
+    number: str = ""
+    redeemed_by: str = ""
 
     def status(self, now: datetime) -> Status:
         if self.voided_at:
@@ -109,6 +120,11 @@ class Link(Struct, frozen=True, kw_only=True):
         if self.redeemed_at:
             return "redeemed"
         return "open" if now < self.expires_at else "expired"
+
+    def is_free(self, now: datetime, redeemer: str) -> bool:
+        """Whether this can redeem it, or has."""
+        status = self.status(now)
+        return status == "open" or (status == "redeemed" and bool(redeemer) and self.redeemed_by == redeemer)
 
     def accepts(self, shown: Shown) -> bool:
         """Whether this is its secret, compared in constant time."""
@@ -173,8 +189,22 @@ class Links:
     async def issue(
         self, user_session_id: str, session_id: str, grant: Grant, now: datetime, ttl: timedelta = LONGEST_LINK
     ) -> Made:
-        """A new link to this session. Raises `StoreBusy` when no id is free."""
-        made = await self._draw(user_session_id, session_id, grant, now, now + ttl)
+        """A new link to this session, for another device. Raises `StoreBusy` when no id is free."""
+        return await self._add(
+            user_session_id, await self._draw(user_session_id, session_id, grant, now, now + ttl), now
+        )
+
+    async def issue_for_channel(
+        self, user_session_id: str, session_id: str, grant: Grant, origin: str, now: datetime
+    ) -> Made:
+        """A new link to this session, for a channel; no token is given there, but what voids one voids it. Raises
+        `StoreBusy`."""
+        drawn = await self._draw(user_session_id, session_id, grant, now, now + LONGEST_LINK)
+        number = f"{secrets.randbelow(90) + 10}"
+        link = replace(drawn.link, purpose="channel", origin=origin, number=number)
+        return await self._add(user_session_id, Made(link, drawn.code, drawn.token), now)
+
+    async def _add(self, user_session_id: str, made: Made, now: datetime) -> Made:
 
         def added(kept: SessionLinks) -> SessionLinks:
             return SessionLinks((made.link, *_without_room_for_one(kept.links, now)))
@@ -205,8 +235,12 @@ class Links:
         """One link of this session. Raises `LinkNotFound`."""
         return _named(link_id, await self.all(user_session_id, now))
 
-    async def match(self, text: str, now: datetime) -> tuple[str, Link]:
+    async def match(
+        self, text: str, now: datetime, purpose: Purpose = "device", redeemer: str = ""
+    ) -> tuple[str, Link]:
         """The session and the open link that this code or token is for; a wrong one is counted.
+
+        redeemer  what it is, on a channel: the link may also be one that the same has redeemed already
 
         Raises `LinkNotFound`, whatever is wrong, after as many questions to the store.
         """
@@ -215,7 +249,7 @@ class Links:
         user_session_id = place.user_session_id if place else _OF_NO_SESSION
         links = {link.id: link for link in await self.all(user_session_id, now)}
         link = links.get(shown.id)
-        if link and link.status(now) == "open":
+        if link and link.purpose == purpose and link.is_free(now, redeemer):
             if link.accepts(shown):
                 return user_session_id, link
             await self._count_try(user_session_id, link, now)
@@ -231,15 +265,15 @@ class Links:
 
         await self._change_one(user_session_id, link, now, tried)
 
-    async def redeem(self, user_session_id: str, link: Link, now: datetime, device: str) -> None:
+    async def redeem(self, user_session_id: str, link: Link, now: datetime, device: str, redeemer: str = "") -> None:
         """Use the link up, which one caller alone can. Raises `LinkNotFound` when it is not open any more."""
 
         def redeemed(now_there: Link) -> Link:
-            if now_there.status(now) != "open":
+            if not now_there.is_free(now, redeemer):
                 raise LinkNotFound
             renewable_until = now + timedelta(seconds=max(0.0, now_there.grant.renewable_until - now.timestamp()))
             kept_until = max(now_there.kept_until, min(renewable_until, now + self._longest_kept))
-            return replace(now_there, redeemed_at=now, device=device, kept_until=kept_until)
+            return replace(now_there, redeemed_at=now, device=device, kept_until=kept_until, redeemed_by=redeemer)
 
         await self._change_one(user_session_id, link, now, redeemed)
 

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Literal, NamedTuple, Self, cast
 
 from chatstate.errors import ChatStateError, SessionNotFound, StateUnreadable
 from chatstate.model import KEEP, Retention, Session, Tag, Tagged, TagQuery, utc_now
@@ -32,6 +32,25 @@ _STEP = 500
 Gone = Literal["deleted", "expired"]
 Change = Session | Gone
 
+
+class Piece(NamedTuple):
+    """More of a reply that is being written; nobody keeps it, and whoever reads slowly gets longer pieces.
+
+    reply      the id of the reply; empty: nothing is being written any more
+    text       what comes next
+    continues  whether it follows what was told of this reply before; else it begins it
+    """
+
+    reply: str
+    text: str
+    continues: bool
+
+
+_Written = tuple[str, str]
+"""The id of a reply that is being written, and all of its text so far."""
+
+_NOTHING: _Written = ("", "")
+
 _UNKNOWN = Tag("", 0)
 """The version of a session that could not be loaded: no session is in it, so the next comparison loads it again."""
 
@@ -46,7 +65,7 @@ class Watcher:
     closed  whether nothing comes any more
     """
 
-    __slots__ = ("_change", "_live", "_waiting", "closed", "ends", "seen", "user_session_id")
+    __slots__ = ("_change", "_live", "_read", "_waiting", "closed", "ends", "seen", "user_session_id")
 
     def __init__(self, live: Live, user_session_id: str, session: Session | None) -> None:
         self.user_session_id = user_session_id
@@ -55,6 +74,7 @@ class Watcher:
         self.closed = False
         self._live = live
         self._change: Change | None = None
+        self._read = _NOTHING
         self._waiting: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -64,26 +84,39 @@ class Watcher:
     def __exit__(self, _type: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
         self._live.remove(self)
 
-    async def next(self, seconds: float) -> Change | None:
-        """The newest change that they have not seen; None when there is none for so long, and when all has ended."""
-        if self._change is None and not self.closed:
+    async def next(self, seconds: float) -> Change | Piece | None:
+        """The newest change that they have not seen, or else more of a reply that is being written; None when there is
+        nothing for so long, and when all has ended."""
+        if self._change is None and self._read == self._live.written(self.user_session_id) and not self.closed:
             await self._woken_within(seconds)
         change, self._change = self._change, None
-        if change is not None:
-            self.seen = change.tag if isinstance(change, Session) else None
+        if change is None:
+            return self._piece()
+        self.seen = change.tag if isinstance(change, Session) else None
         return change
+
+    def _piece(self) -> Piece | None:
+        """What they have not read of the reply that is being written."""
+        written = self._live.written(self.user_session_id)
+        before, self._read = self._read, written
+        if written == before:
+            return None
+        reply, text = written
+        continues = reply == before[0] and text.startswith(before[1])
+        return Piece(reply, text[len(before[1]) :] if continues else text, continues)
 
     async def _woken_within(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         self._waiting = loop.create_future()
-        timer = loop.call_later(seconds, self._wake)
+        timer = loop.call_later(seconds, self.wake)
         try:
             await self._waiting
         finally:
             timer.cancel()
             self._waiting = None
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There may be something for them."""
         if self._waiting and not self._waiting.done():
             self._waiting.set_result(None)
 
@@ -92,12 +125,12 @@ class Watcher:
         if self._change is None and self.seen == (change.tag if isinstance(change, Session) else None):
             return
         self._change = change
-        self._wake()
+        self.wake()
 
     def close(self) -> None:
         """Nothing comes any more."""
         self.closed = True
-        self._wake()
+        self.wake()
 
 
 class _Topic:
@@ -135,6 +168,7 @@ class Live:
         self._retention = retention
         self._pause = pause
         self._topics: dict[str, _Topic] = {}
+        self._written: dict[str, _Written] = {}  # as many as there are turns
         self._feed: Feed | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
@@ -173,6 +207,25 @@ class Live:
         """How many watch this session on this server."""
         topic = self._topics.get(user_session_id)
         return len(topic.watchers) if topic else 0
+
+    # --- Replies that are being written -------------------------------------------------------------------------------
+
+    def write(self, user_session_id: str, reply: str, text: str) -> None:
+        """Show those who watch the session here, or will, how far this reply is; an empty id: nothing is written any
+        more."""
+        if self.written(user_session_id) == (reply, text):
+            return
+        if reply:
+            self._written[user_session_id] = (reply, text)
+        else:
+            del self._written[user_session_id]
+        if topic := self._topics.get(user_session_id):
+            for watcher in topic.watchers:
+                watcher.wake()
+
+    def written(self, user_session_id: str) -> tuple[str, str]:
+        """The id and the text so far of the reply that is being written; both empty when none is."""
+        return self._written.get(user_session_id, _NOTHING)
 
     # --- Who watches what ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple, get_args
 from msgspec import DecodeError, Raw, Struct
 from msgspec.json import decode
 
+from chatstate.mailbox import Settle
+
 MAX_ID_LENGTH = 255
 """Longest `user_session_id`, in code points."""
 
@@ -138,16 +140,15 @@ class Retention(Struct, frozen=True):
 
     def idle_since(self, now: datetime) -> datetime | None:
         """Sessions without an expiry of their own that were last written then or earlier have expired."""
-        return _before(now, self.idle)
+        return None if self.idle is None else before(now, self.idle)
 
     def visits_since(self, now: datetime) -> datetime | None:
         """Visits that were created then or earlier have been kept for long enough."""
-        return _before(now, self.visits)
+        return None if self.visits is None else before(now, self.visits)
 
 
-def _before(now: datetime, span: timedelta | None) -> datetime | None:
-    if span is None:
-        return None
+def before(now: datetime, span: timedelta) -> datetime:
+    """So long ago; at the earliest the beginning of the calendar."""
     return now - span if now - EARLIEST >= span else EARLIEST
 
 
@@ -206,7 +207,8 @@ class Save(Struct, frozen=True, kw_only=True):
     `chat_state` None keeps the state that is there; such a write cannot create. `new_session_id` is used only when the
     session is created. `now` becomes `updated_at`, and on creation `created_at`. `expires_in`, in seconds: the session
     expires so long after its last write; 0: it has no expiry of its own; None: as before. `show_current`: a `Conflict`
-    shall bring the session that is there.
+    shall bring the session that is there. `settles`: the write is what a message has come to, so it is carried out only
+    if that is not done yet; else it is `Settled(False)`, whatever it expects.
     """
 
     user_session_id: str
@@ -218,6 +220,7 @@ class Save(Struct, frozen=True, kw_only=True):
     expect: Expect = ANYTHING
     show_current: bool = False
     once: IdempotencyKey | None = None
+    settles: Settle | None = None
 
     def __post_init__(self) -> None:
         if self.chat_state is None and self.expect.absent:
@@ -375,8 +378,9 @@ class RememberedQuery(Struct, frozen=True, kw_only=True):
     now: datetime
 
 
-Shelf = Literal["sessions", "versions", "remembered", "records"]
-"""Where texts lie in a database: states of sessions, of their versions, and of remembered requests; and records."""
+Shelf = Literal["sessions", "versions", "remembered", "records", "inbox", "outbox"]
+"""Where texts lie in a database: states of sessions, of their versions, and of remembered requests; records; messages
+that have arrived, and that are to leave."""
 
 
 class StoredQuery(Struct, frozen=True, kw_only=True):
@@ -396,7 +400,7 @@ class Stored(Struct, frozen=True):
     """A text as it lies in the database; None: it is all right.
 
     place  what names its row: the id of a session, with the number of a version; with caller and key, of a remembered
-           request; the collection and the key of a record
+           request; the collection and the key of a record; the key of a message
     """
 
     shelf: Shelf

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from hashlib import sha256
-from secrets import token_hex
 from typing import NamedTuple
 
-from msgspec import Struct
-
-from chatstate.errors import SessionNotFound, StoreUnavailable, UserNotFound
+from chatstate.errors import SessionNotFound, UserNotFound
+from chatstate.inbox import Inbox
 from chatstate.links import Link, Links
+from chatstate.mailbox import InboxEntry, OutboxEntry
 from chatstate.model import EVERYTHING, Remembered, Session, Version, Within
-from chatstate.records import Records
+from chatstate.people import Person
 from chatstate.sessions import Sessions
-from chatstate.stores.base import Store
 from chatstate.tokens import Tokens
 from chatstate.visit import Visit, VisitPosition
 from chatstate.visits import Visits
@@ -26,40 +22,6 @@ _VERSIONS_AT_ONCE = 5
 """How many versions are read at once; their states may be large."""
 
 _AT_ONCE = 100
-
-_HASH_LENGTH = 32  # hexadecimal digits: 128 bits
-
-
-class HashKey(Struct, frozen=True):
-    """The key of hashes, in hexadecimal digits."""
-
-    key: str
-
-
-async def audit_key(store: Store, now: datetime) -> bytes:
-    """The key of the hashes that stand for sessions in audit logs."""
-    return await _hash_key(store, "audit_keys", "sessions", now)
-
-
-def session_hash(key: bytes, user_session_id: str) -> str:
-    """What stands in the log for a session: HMAC-SHA-256 of its id, the first 128 bits, in hexadecimal digits."""
-    return hmac.digest(key, user_session_id.encode(errors="replace"), sha256).hex()[:_HASH_LENGTH]
-
-
-async def digest_key(store: Store, now: datetime) -> bytes:
-    """The key of the digests by which repeated requests are known: without it they tell who reads the database, and
-    guesses a body, that the guess is right."""
-    return await _hash_key(store, "digest_keys", "requests", now)
-
-
-async def _hash_key(store: Store, collection: str, name: str, now: datetime) -> bytes:
-    """The same for all servers on the store and for ever; made when it is first asked for."""
-    kept = Records(store, collection, HashKey)
-    await kept.put(name, HashKey(token_hex(32)), now, expect=0)
-    found = await kept.get(name, now)
-    if found is None:
-        raise StoreUnavailable
-    return bytes.fromhex(found.key)
 
 
 class Erased(NamedTuple):
@@ -77,16 +39,20 @@ class Held(NamedTuple):
     remembered: Sequence[Remembered]
     tokens_revoked_at: datetime | None
     links: Sequence[Link]
+    people: Sequence[Person]
+    waiting: Sequence[InboxEntry]
+    replies: Sequence[OutboxEntry]
 
 
 class Privacy:
     """Works on all collections at once; each step is atomic, and what was interrupted goes on with the next try."""
 
-    def __init__(self, sessions: Sessions, visits: Visits, tokens: Tokens, links: Links) -> None:
+    def __init__(self, sessions: Sessions, visits: Visits, tokens: Tokens, links: Links, inbox: Inbox) -> None:
         self._sessions = sessions
         self._visits = visits
         self._tokens = tokens
         self._links = links
+        self._inbox = inbox
 
     async def held(self, user_session_id: str, now: datetime) -> Held:
         """What is kept about the session. Raises `SessionNotFound` when that is nothing, not even a visit."""
@@ -96,9 +62,20 @@ class Privacy:
         remembered = await self._sessions.remembered(user_session_id)
         revoked_at = await self._tokens.revoked_at(user_session_id, now)
         links = await self._links.all(user_session_id, now)
-        if not (session or remembered or revoked_at or links or await self._visits.page(user_session_id, limit=1)):
+        # Who has only linked it tells nobody who they are: not by their names, nor by what they have written there.
+        people = [
+            person
+            for person in (await self._inbox.people.of_session(user_session_id, now)).values()
+            if person.own_session_id == user_session_id
+        ]
+        here = [person for person in people if person.user_session_id == user_session_id]
+        conversations = [name for person in here for name in self._inbox.people.conversations(person)]
+        waiting = await self._inbox.waiting(user_session_id, conversations)
+        replies = await self._inbox.replies(user_session_id=user_session_id)
+        held = Held(user_session_id, session, remembered, revoked_at, links, people, waiting, replies)
+        if not (any(held[1:]) or await self._visits.page(user_session_id, limit=1)):
             raise SessionNotFound
-        return Held(user_session_id, session, remembered, revoked_at, links)
+        return held
 
     async def versions(self, user_session_id: str) -> AsyncIterator[Version]:
         """All versions of a session that are kept, newest first, with their states."""
@@ -135,6 +112,7 @@ class Privacy:
             erasing(user_session_id)
             await self._tokens.revoke(user_session_id, now)
             await self._links.erase(user_session_id, now)
+            await self._inbox.erase(user_session_id)
             with suppress(SessionNotFound):
                 await self._sessions.delete(user_session_id)
                 sessions += 1

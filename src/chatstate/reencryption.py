@@ -16,7 +16,7 @@ from chatstate.encryption import KeyRing
 from chatstate.errors import OutcomeUnknown, SessionLocked, StateUnreadable
 from chatstate.model import Rewrite, Rewritten, Shelf, Stored, StoredQuery
 from chatstate.stores.base import Store
-from chatstate.stores.encrypted import STATES
+from chatstate.stores.encrypted import INBOX, OUTBOX, STATES
 
 _STEP = 100
 """How many texts are looked at in one step."""
@@ -25,6 +25,13 @@ _PAUSE_SECONDS = 0.01
 """How long it rests between two steps, so that writers never wait for more than one."""
 
 _TRIES = 5
+
+
+def _bound_to(row: Stored) -> tuple[str, str]:
+    """The collection and the name that the text is sealed for."""
+    if row.shelf == "records":
+        return row.place[0], row.place[1]
+    return (row.shelf if row.shelf in (INBOX, OUTBOX) else STATES), row.place[0]
 
 
 class Counts(Struct):
@@ -84,7 +91,7 @@ class Reencryption:
         """What to do about the text; nothing when it is all right, or cannot be opened."""
         if row.text is None:
             return None
-        collection, name = (row.place[0], row.place[1]) if row.shelf == "records" else (STATES, row.place[0])
+        collection, name = _bound_to(row)
         try:
             text = self._opening.open(collection, name, row.text)
         except StateUnreadable:

@@ -24,7 +24,9 @@ from chatstate.errors import (
     VersionNotFound,
 )
 from chatstate.group_commit import GroupCommit
+from chatstate.mailbox import Settle, Settled
 from chatstate.model import (
+    ABSENT,
     ANYTHING,
     KEEP,
     PRESENT,
@@ -43,6 +45,7 @@ from chatstate.model import (
     Session,
     SessionQuery,
     Summary,
+    Tag,
     Version,
     VersionQuery,
     Write,
@@ -158,6 +161,19 @@ class Sessions:
             **more,
         )
         return await self._writes.submit(user_session_id, write, _OVERHEAD + state_size(chat_state or ""))
+
+    async def take_turn(
+        self, user_session_id: str, chat_state: str, seen: Tag | None, settles: Settle
+    ) -> Session | Conflict | Settled:
+        """Save what a turn has made of the session that it has seen (None: that there was none), and what it settles.
+
+        A `Conflict` when the session is another one now, and `Settled(False)` when the message is done already: then
+        nothing was changed.
+        """
+        expect = ABSENT if seen is None else one_of([seen])
+        outcome = await self._submit(user_session_id, chat_state, None, expect, settles=settles)
+        assert isinstance(outcome, Session | Conflict | Settled)
+        return outcome
 
     async def load(self, user_session_id: str) -> Session:
         """The session as it is at some moment during the call. Raises `SessionNotFound`."""

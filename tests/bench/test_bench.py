@@ -12,7 +12,7 @@ import psutil
 import pytest
 from msgspec import json as typed_json
 
-from bench import live, peers
+from bench import inbox, live, peers
 from bench.__main__ import main
 from bench.limits import script
 from bench.lists import Client
@@ -150,6 +150,18 @@ def test_tiny_live(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
         assert latency > 0
     assert len([name for name in found if name.startswith("memory of an idle")]) == 2
     assert "p50 from a save to its event, chatstate, PostgreSQL" in capsys.readouterr().out
+
+
+def test_tiny_inbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MESSAGES", 20), ("DELIVERIES", 2), ("TURNS", 5)):
+        monkeypatch.setattr(inbox, name, value)
+    output = tmp_path / "results.json"
+    assert main(["--only", "inbox", "--systems", "SQLite", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    found = {fact.name: fact.values for fact in results.facts}
+    assert results.failed == []
+    assert len(found) == 7
+    assert all(value > 0 for values in found.values() for value in values)
 
 
 async def test_a_far_page_is_found_by_the_links() -> None:

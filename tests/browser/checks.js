@@ -3,21 +3,21 @@
   /** Have every part of the page seen, with something in it. */
   showEverything() {
     for (const hidden of document.querySelectorAll("[hidden]")) hidden.hidden = false;
-    document.getElementById("hand-off-dialog").setAttribute("open", "");
-    const filled = ".problem, #hand-off-status, #access-reason, #raw-text, #hand-off-left, #announcement";
+    for (const dialog of document.querySelectorAll("dialog")) dialog.setAttribute("open", "");
+    const filled = ".problem, #hand-off-status, #access-reason, #raw-text, #hand-off-left, #announcement, [id^=whatsapp-]:empty:not(img)";
     for (const element of document.querySelectorAll(filled)) element.textContent = "some text";
     document.getElementById("hand-off-code").textContent = "BCDF-GHJK";
   },
 
   /** The controls, pictures and regions without an accessible name, in short (https://www.w3.org/TR/accname-1.2/). */
   withoutName() {
-    const all = [...document.querySelectorAll("button, input, dialog, nav, section, aside, img, [role=log], #choices")];
+    const all = [...document.querySelectorAll("button, input, a, dialog, nav, section, aside, img, [role=log], #choices")];
     const textOf = (elements) => [...elements].map((element) => element?.textContent ?? "").join("");
     return all
       .filter((element) => {
         const ids = (element.getAttribute("aria-labelledby") ?? "").split(" ");
         const named = textOf(ids.map((id) => document.getElementById(id))) + textOf(element.labels ?? []);
-        const own = element.matches("button") ? element.textContent : "";
+        const own = element.matches("button, a") ? element.textContent : "";
         return !(element.getAttribute("aria-label") || element.alt || named || own).trim();
       })
       .map((element) => element.outerHTML.slice(0, 100));
@@ -31,7 +31,7 @@
 
   /** The controls that can be seen and are hard to hit with a finger. */
   tooSmall(pixels) {
-    const controls = [...document.querySelectorAll("button:not(.link), input")];
+    const controls = [...document.querySelectorAll("button:not(.link), .button, input")];
     const sizes = controls.map((control) => [control, control.getBoundingClientRect()]);
     return sizes
       .filter(([, { width, height }]) => width && Math.min(width, height) < pixels)

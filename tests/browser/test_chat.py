@@ -266,7 +266,7 @@ async def test_a_full_storage_is_told(sqlite_server: ServerProcess, new_device: 
     await chat.through_the_script()
     await chat.saved()
     before = await chat.turns()
-    await chat.page.evaluate(_FILL_THE_STORAGE)
+    await chat.page.evaluate(FILL_THE_STORAGE)
     await chat.say("no room")
     await chat.sign("error")
     await expect(chat.page.locator("#sign")).to_contain_text("storage is full")
@@ -285,7 +285,7 @@ async def test_a_full_storage_is_told(sqlite_server: ServerProcess, new_device: 
     assert await stored_turns(sqlite_server.base_url, chat.session) == turns
 
 
-_FILL_THE_STORAGE = """() => {
+FILL_THE_STORAGE = """() => {
   let filler = "";
   for (let size = 1 << 22; size >= 1; ) {
     try {

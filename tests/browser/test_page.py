@@ -80,7 +80,7 @@ async def test_it_works_without_a_mouse(shared_server: ServerProcess, new_device
     await expect(page.locator("#hand-off-code")).not_to_be_empty()
     await tab_to(page, "Take back")
     await page.keyboard.press("Escape")
-    await expect(page.locator("dialog")).to_be_hidden()
+    await expect(page.locator("#hand-off-dialog")).to_be_hidden()
     assert await focused(page) == "Continue on your phone", "closing goes back to where it was opened"
     await tab_to(page, "New chat")
     await page.keyboard.press("Enter")
@@ -128,7 +128,8 @@ async def test_a_screen_reader_hears_of_trouble_and_not_of_every_save(
     live = await chat.page.locator("[aria-live], [role=status], [role=log], [role=alert]").evaluate_all(
         "elements => elements.map(({ id }) => id)"
     )
-    assert set(live) == {"announcement", "log", "hand-off-status", "arrival-error", "code-error", "token-error"}
+    dialogs = {"hand-off-status", "whatsapp-status"}
+    assert set(live) == {"announcement", "log", *dialogs, "arrival-error", "code-error", "token-error"}
     await chat.say("English")
     await chat.saved()
     announcement = chat.page.locator("#announcement")
@@ -185,7 +186,7 @@ async def test_it_fits_every_window(shared_server: ServerProcess, new_device: Ne
     await expect(chat.page.locator("#log")).to_be_visible()
     await chat.page.locator("#hand-off").click()
     await expect(chat.page.locator("#hand-off-code")).not_to_be_empty()
-    box = await chat.page.locator("dialog").bounding_box()
+    box = await chat.page.locator("#hand-off-dialog").bounding_box()
     assert box is not None
     assert box["x"] >= 0
     assert box["y"] >= 0

@@ -72,7 +72,7 @@ def test_the_bot_has_every_message_once_and_one_answer_to_each(process: ServerPr
 
 
 def test_the_code_of_the_reference_runs(process: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
-    make, watch = code("reference/python.md")
+    make, watch, *_of_bots = code("reference/python.md")
     names: dict[str, Any] = {}
     exec(make.replace(ADDRESS, process.base_url), names)
     with names["client"] as made:

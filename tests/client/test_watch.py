@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import httpx
 import pytest
 
 from chatstate import AsyncClient, Client
 from chatstate.client import Event, Gone, State, Unauthorized, Unavailable, UnexpectedAnswer
+from tests.browser import bots
+from tests.browser.dictation import dictating
 from tests.client.conftest import Connect, scripted
 from tests.http.credentials import make_key
 from tests.servers.fault_proxy import FaultProxy
@@ -52,6 +58,33 @@ async def test_the_state_now_each_newer_one_and_its_end(client: Any, new_id: str
         assert await event_of(watch) == Gone(new_id, "deleted")
         await client.save(new_id, {"n": 4})
         assert (await event_of(watch)).state == {"n": 4}  # type: ignore[union-attr]
+
+
+async def test_a_reply_that_is_being_written_is_no_event(connect: Connect, new_id: str, tmp_path: Path) -> None:
+    shutil.copy(bots.__file__, tmp_path)
+    url = f"sqlite:///{tmp_path}/chatstate.db"
+    with ServerProcess(url, tmp_path, arguments=["--bot", "bots:obedient"]) as server:
+        path = f"/chat-state-sessions/{quote(new_id, safe='')}"
+        async with (
+            dictating() as dictation,
+            httpx.AsyncClient(base_url=server.base_url, timeout=EVENT_SECONDS) as http,
+            connect(server.base_url) as client,
+            watching(client, new_id) as watch,
+            http.stream("GET", f"{path}/events") as feed,
+        ):
+            assert await event_of(watch) == Gone(new_id, "absent")
+            lines = feed.aiter_lines()
+            await http.post(f"{path}/messages", json={"id": "1", "text": f"stream {dictation.port}"})
+            bot = await dictation.begun()
+            for piece in ("Once", " upon", " a time"):
+                bot.write(f"{piece}\n".encode())
+                while f'"text":"{piece}"' not in await anext(lines):
+                    pass
+            bot.close()
+            event = await event_of(watch)
+            assert isinstance(event, State)
+            assert [message["text"] for message in event.state["messages"]][1:] == ["Once upon a time"]
+            assert event.version == 1
 
 
 async def test_a_session_that_is_not_there_yet(client: Any, new_id: str) -> None:

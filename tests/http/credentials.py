@@ -10,18 +10,25 @@ from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 from msgspec import json
 from msgspec.structs import asdict
 
 from chatstate import create_app, create_store
+from chatstate.bot import Turn
+from chatstate.channels import Contact, ExternalId
+from chatstate.channels.whatsapp.account import WhatsAppAccount
+from chatstate.hashes import mail_key
 from chatstate.http.app import ChatState
 from chatstate.http.gate import Rates
 from chatstate.http.messages import Headers, Request
 from chatstate.keys import Keys
 from chatstate.model import SCOPES, Scope
+from chatstate.people import Answered, People
 from chatstate.records import Records
 from chatstate.stores import Store
 from chatstate.tokens import ALGORITHM, AUDIENCE, TYPE, Claims, SigningKey, Tokens
@@ -109,6 +116,51 @@ def segment(value: Any) -> str:
     """A part of a JWT."""
     content = value if isinstance(value, bytes) else json.encode(value)
     return urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+# --- Channels ---------------------------------------------------------------------------------------------------------
+
+ACCOUNT = WhatsAppAccount(
+    app_secret="the secret of an app", verify_token="to verify", phone_number_id="106540352242922", number="15550783881"
+)
+"""A number on WhatsApp; without a token for sending, so what is to leave waits."""
+
+
+async def echo(turn: Turn) -> None:
+    """The smallest bot that answers."""
+    await turn.reply(turn.message.text)
+
+
+def signed(body: bytes) -> dict[str, str]:
+    """What Meta shows with this body."""
+    return {"X-Hub-Signature-256": f"sha256={hmac.new(ACCOUNT.app_secret.encode(), body, sha256).hexdigest()}"}
+
+
+def verifying(challenge: str = "1158201444") -> str:
+    """The query with which Meta asks whether this is the webhook."""
+    return urlencode({"hub.mode": "subscribe", "hub.challenge": challenge, "hub.verify_token": ACCOUNT.verify_token})
+
+
+def delivered(text: str, number: str = "16505551234") -> bytes:
+    """The body of a delivery: somebody with this number has written this."""
+    message_id = f"wamid.{sha256(f'{number} {text}'.encode()).hexdigest()}"  # the same when it comes again
+    message = {"from": number, "id": message_id, "timestamp": "1759399200", "type": "text"}
+    value = {
+        "messaging_product": "whatsapp",
+        "metadata": {"display_phone_number": ACCOUNT.number, "phone_number_id": ACCOUNT.phone_number_id},
+        "contacts": [{"profile": {"name": "Ada"}, "wa_id": number}],
+        "messages": [{**message, "text": {"body": text}}],
+    }
+    entry = {"id": "102290129340398", "changes": [{"field": "messages", "value": value}]}
+    return json.encode({"object": "whatsapp_business_account", "entry": [entry]})
+
+
+async def link_somebody(store: Store, user_session_id: str, now: datetime, number: str = "16505551234") -> str:
+    """Somebody with this number, who goes on with the session on WhatsApp from now on; their id."""
+    people = People(store, await mail_key(store, now))
+    person_id, _ = await people.find("whatsapp", Contact((ExternalId("wa_id", number),)), now)
+    await people.link(person_id, user_session_id, "BCDF", "Firefox on Linux", now, Answered("wamid.1", "Linked"))
+    return person_id
 
 
 # --- Without sockets --------------------------------------------------------------------------------------------------

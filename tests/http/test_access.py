@@ -11,25 +11,32 @@ import pytest
 from msgspec import Struct, json
 
 from chatstate.http.api import Endpoint
+from chatstate.http.channels import issue_whatsapp_link, say
 from chatstate.http.links import issue_link
 from chatstate.http.routes import ENDPOINTS
 from chatstate.http.tokens import mint
+from chatstate.http.whatsapp import WEBHOOK
 from chatstate.keys import Keys
 from chatstate.model import SCOPES, VERBS, Scope
 from chatstate.stores import Store
 from chatstate.tokens import Tokens
 from tests.http.conftest import Answer, Server, SettableClock, Start
 from tests.http.credentials import (
+    ACCOUNT,
     HOUR,
     UNLIMITED,
     Signer,
     bearer,
     beside,
     claims_of,
+    delivered,
+    echo,
     key_id_of,
     make_key,
     segment,
+    signed,
     signer_of,
+    verifying,
 )
 
 SESSIONS = "/chat-state-sessions"
@@ -58,8 +65,10 @@ class World(Struct):
         body, media_type = None, None
         if endpoint.body is not None:
             body, media_type = b"{}", "application/json"
-            if isinstance(endpoint.body, Mapping):
+            if endpoint.method == "PATCH" and isinstance(endpoint.body, Mapping):
                 media_type = "application/merge-patch+json"
+        if endpoint.handler is say:
+            body = json.encode({"id": uuid.uuid4().hex, "text": "Hello"})
         headers = {**fields, "Connection": "close", "Content-Type": media_type}
         return self.server.send(method or endpoint.method, target(endpoint, session), body, headers)
 
@@ -73,7 +82,7 @@ class World(Struct):
 def target(endpoint: Endpoint, session: str = MINE) -> str:
     """The path, of the session, and of the visit and the person that go with it."""
     visit, person = (VISIT, PERSON) if session == MINE else (str(uuid.uuid4()), "nobody")
-    others = {"version": "1", "link": "BCDF", "code": "BCDF-GHJK", "file": "page.js"}
+    others = {"version": "1", "link": "BCDF", "code": "BCDF-GHJK", "file": "page.js", "person": "5f1c9b1e2f3b4a67"}
     return endpoint.path.format(userSessionId=session, sessionId=visit, userId=person, **others)
 
 
@@ -81,7 +90,7 @@ def target(endpoint: Endpoint, session: str = MINE) -> str:
 def world(start: Start, store_url: str) -> Iterator[World]:
     clock = SettableClock()
     signer, keys, refused = asyncio.run(_prepared(store_url, clock))
-    with start(store_url, clock=clock, rates=UNLIMITED, demo=True) as server:
+    with start(store_url, clock=clock, rates=UNLIMITED, demo=True, bot=echo, whatsapp=ACCOUNT) as server:
         world = World(server, signer, keys["all"], keys, refused)
         body = json.encode({"user_session_id": MINE, "chat_state": "state"})
         assert server.send("POST", SESSIONS, body, bearer(world.key)).status == 201
@@ -200,6 +209,7 @@ def _tokens_refused(signer: Signer, clock: SettableClock, key: str, revoked: str
 GUARDED = [endpoint for endpoint in ENDPOINTS if endpoint.credential.kind == "key"]
 OPEN_TO_ALL = [endpoint for endpoint in ENDPOINTS if endpoint.credential.kind == "none"]
 BY_CODE = [endpoint for endpoint in ENDPOINTS if endpoint.credential.kind == "link_code"]
+BY_SIGNATURE = [endpoint for endpoint in ENDPOINTS if endpoint.credential.kind == "webhook_signature"]
 
 
 def name_of(endpoint: Endpoint) -> str:
@@ -234,7 +244,8 @@ def test_every_route_declares_what_it_wants_and_only_these_want_nothing() -> Non
         "/demo/{file}",
     }
     assert [name_of(endpoint) for endpoint in BY_CODE] == ["POST /links/{code}"]
-    assert len(GUARDED) + len(OPEN_TO_ALL) + len(BY_CODE) == len(ENDPOINTS)
+    assert [name_of(endpoint) for endpoint in BY_SIGNATURE] == [f"GET {WEBHOOK}", f"POST {WEBHOOK}"]
+    assert len(GUARDED) + len(OPEN_TO_ALL) + len(BY_CODE) + len(BY_SIGNATURE) == len(ENDPOINTS)
 
 
 def test_the_routes_of_the_replaced_service_alone_are_open_to_the_anonymous() -> None:
@@ -282,6 +293,25 @@ def test_no_credential_stands_in_for_a_code(world: World, endpoint: Endpoint) ->
         assert (answer.status, answer.json()["code"]) == (404, "link_not_found")
 
 
+@pytest.mark.parametrize("endpoint", BY_SIGNATURE, ids=name_of)
+def test_no_credential_stands_in_for_a_signature(world: World, endpoint: Endpoint) -> None:
+    before = world.tag()
+    every_key = (bearer(key) for key in world.keys.values())
+    for fields in (*world.refused.values(), *every_key, bearer(world.token(MINE, *VERBS))):
+        answer = world.send(endpoint, fields)
+        assert (answer.status, answer.json()["code"]) == (403, "webhook_refused")
+        assert "www-authenticate" not in answer.headers
+    assert world.tag() == before
+
+
+@pytest.mark.parametrize("name", ["no credential", "a key that was revoked", "two keys in one field"])
+def test_a_signature_wants_no_credential_beside_it(world: World, name: str) -> None:
+    fields = {**world.refused[name], "Connection": "close"}
+    body = delivered(f"Hello from whoever shows {name}")
+    assert world.server.send("POST", WEBHOOK, body, {**fields, **signed(body)}).status == 200
+    assert world.server.send("GET", f"{WEBHOOK}?{verifying('42')}", None, fields).body == b"42"
+
+
 @pytest.mark.parametrize("endpoint", [e for e in GUARDED if e.method == "GET"], ids=name_of)
 def test_head_wants_what_get_wants(world: World, endpoint: Endpoint) -> None:
     for name, fields in world.refused.items():
@@ -297,7 +327,7 @@ def test_head_wants_what_get_wants(world: World, endpoint: Endpoint) -> None:
 
 
 def _scope_of(endpoint: Endpoint) -> Scope:
-    return endpoint.credential.scope or "mint"  # the two routes that any token may use ask keys for it
+    return endpoint.credential.scope or "mint"  # the routes that any token may use ask keys for it
 
 
 @every_guarded_route
@@ -307,7 +337,8 @@ def test_a_key_wants_the_scope_of_the_route_and_no_other(world: World, endpoint:
         assert_forbidden(world.send(endpoint, bearer(world.keys[f"only {other}"])), scope)
     assert_forbidden(world.send(endpoint, bearer(world.keys[f"all but {scope}"])), scope)
     assert world.tag() == before
-    if endpoint.handler not in (mint, issue_link):  # a token must have a verb, and a key cannot give what it lacks
+    # A token must have a verb, and a key cannot give what it lacks; and whoever goes on on a channel reads and writes.
+    if endpoint.handler not in (mint, issue_link, issue_whatsapp_link):
         assert_let_in(world.send(endpoint, bearer(world.keys[f"only {scope}"]), ABSENT))
     assert_let_in(world.send(endpoint, bearer(world.key), ABSENT))
 
@@ -322,9 +353,19 @@ def test_a_token_wants_the_verb_of_the_route_if_it_takes_tokens_at_all(world: Wo
             assert_forbidden(answer)
         elif scope not in (verb, None):
             assert_forbidden(answer, scope)
+        elif endpoint.handler is issue_whatsapp_link:
+            assert_forbidden(answer, "write" if verb == "read" else "read")
         else:
             assert_let_in(answer, verb)
     assert world.tag() == before
+
+
+def test_a_link_to_a_channel_takes_both_verbs_of_those_who_go_on_there(world: World) -> None:
+    endpoint = next(each for each in GUARDED if each.handler is issue_whatsapp_link)
+    session = f"mine_{uuid.uuid4().hex}"
+    assert_let_in(world.send(endpoint, bearer(world.token(session, "read", "write")), session))
+    assert_forbidden(world.send(endpoint, bearer(world.keys["all but write"])), "write")
+    assert_forbidden(world.send(endpoint, bearer(world.keys["all but read"])), "read")
 
 
 @every_guarded_route

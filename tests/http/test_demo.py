@@ -11,7 +11,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from chatstate import create_app, create_store
+from chatstate import Turn, create_app, create_store
+from chatstate.bot import Bot
+from chatstate.channels.whatsapp.account import WhatsAppAccount
 from chatstate.http import demo
 from chatstate.model import utc_now
 from tests.http.conftest import Serve, Start
@@ -103,6 +105,34 @@ def test_a_server_with_keys_shows_it_only_if_it_was_asked_to(
             assert answer.status_code == 404
             assert answer.content == client.get("/nothing-here").content
             assert answer.headers.keys() == client.get("/nothing-here").headers.keys()
+
+
+WHATSAPP = {"app_secret": "secret", "verify_token": "a", "access_token": "b", "phone_number_id": "1", "number": "15550"}
+
+
+async def silent(_turn: Turn) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("bot", "account", "runs", "continues"),
+    [
+        (None, {}, "page", "no"),
+        (None, WHATSAPP, "page", "no"),
+        (silent, {}, "server", "no"),
+        (silent, {**WHATSAPP, "number": ""}, "server", "no"),
+        (silent, {"number": "15550"}, "server", "no"),
+        (silent, WHATSAPP, "server", "yes"),
+    ],
+)
+def test_it_says_whether_the_server_runs_a_bot_and_can_be_reached_on_whatsapp(
+    start: Start, own_url: str, bot: Bot | None, account: dict[str, str], runs: str, continues: str
+) -> None:
+    with start(own_url, bot=bot, whatsapp=WhatsAppAccount(**account)) as server:
+        page = httpx.get(f"{server.base_url}/demo").text
+    assert f'data-bot="{runs}"' in page
+    assert f'data-whatsapp="{continues}"' in page
+    assert not re.search(r"\{\w+\}", page), "everything is filled in"
 
 
 def test_where_anonymous_callers_are_let_in_the_page_wants_a_token_too(start: Start, own_url: str) -> None:

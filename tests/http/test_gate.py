@@ -19,7 +19,7 @@ from chatstate.http.proxies import block_of, client_address, client_scheme, is_f
 from chatstate.http.routes import ENDPOINTS
 from chatstate.tokens import Tokens
 from tests.http.conftest import Answer, SettableClock
-from tests.http.credentials import ask, bearer, claims_of, key_id_of, make_key, running, signer_of
+from tests.http.credentials import ACCOUNT, ask, bearer, claims_of, echo, key_id_of, make_key, running, signer_of
 
 SESSIONS = "/chat-state-sessions"
 PAGE = "https://chat.example.org"
@@ -113,7 +113,7 @@ async def test_a_token_is_limited_on_every_route_that_takes_it(url: str, seconds
     credential = await make_key(url, clock.now)
     token = (await signer_of(url, clock.now)).sign(claims_of("a", clock.now, key_id_of(credential)))
     visit = "0b8b9d5c-6f5e-4f0e-9a59-1c7d3c1f2a44"
-    path = endpoint.path.format(userSessionId="a", sessionId=visit, version="1", link="BCDF")
+    path = endpoint.path.format(userSessionId="a", sessionId=visit, version="1", link="BCDF", person="d")
     async with running(url, clock, rates=Rates(0, 0.5, 0, 0)) as app:
         # Without a body most requests are invalid, and counted all the same.
         first, second = [await ask(app, endpoint.method, path, None, bearer(token)) for _ in range(2)]
@@ -469,14 +469,16 @@ async def test_only_a_keyed_server_answers_to_any_name(url: str) -> None:
 
 
 async def test_the_anonymous_use_the_four_routes_and_no_others(url: str) -> None:
-    async with anonymous(url) as app:
+    async with anonymous(url, bot=echo, whatsapp=ACCOUNT) as app:
         for endpoint in ENDPOINTS:
-            other = {"version": "1", "link": "d", "code": "e", "file": "f"}
+            other = {"version": "1", "link": "d", "code": "e", "file": "f", "person": "g"}
             path = endpoint.path.format(userSessionId="a", sessionId="b", userId="c", **other)
             answer = await ask(app, endpoint.method, path)
             if endpoint.credential.kind == "key" and not endpoint.credential.anonymous:
                 assert (answer.status, answer.json()["code"]) == (401, "unauthorized"), endpoint.path
                 assert answer.headers["www-authenticate"] == 'Bearer realm="chatstate"'
+            elif endpoint.credential.kind == "webhook_signature":
+                assert (answer.status, answer.json()["code"]) == (403, "webhook_refused")
             else:
                 assert answer.status in (200, 303, 400, 404, 415), endpoint.path
         saved = await ask(app, "POST", SESSIONS, {"user_session_id": "a", "chat_state": "x"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
@@ -11,11 +12,28 @@ import pytest
 from chatstate import create_store
 from chatstate.errors import PatchConflict, StateNotPatchable
 from chatstate.http.app import ChatState
+from chatstate.http.whatsapp import WEBHOOK
+from chatstate.mailbox import InboxQuery, OutboxQuery
 from chatstate.model import SCOPES, VERBS, RememberedQuery, SessionQuery
 from chatstate.record import RecordQuery
 from chatstate.visit import VisitQuery
 from tests.http.conftest import Answer, SettableClock
-from tests.http.credentials import Asked, Signer, ask, bearer, claims_of, key_id_of, make_key, running, signer_of
+from tests.http.credentials import (
+    ACCOUNT,
+    Asked,
+    Signer,
+    ask,
+    bearer,
+    claims_of,
+    delivered,
+    echo,
+    key_id_of,
+    link_somebody,
+    make_key,
+    running,
+    signed,
+    signer_of,
+)
 
 SESSIONS = "/chat-state-sessions"
 SECRET = '{"secret": "what only its owner may read"}'
@@ -76,6 +94,10 @@ ASKS = [
     Ask("PATCH", "/chat-sessions/{visit}", {"session_outcome": "x"}),
     Ask("GET", "/users/{person}/export"),
     Ask("DELETE", "/users/{person}"),
+    Ask("POST", f"{ONE}/messages", {"id": "m1", "text": "Hello"}, creates=True),
+    Ask("GET", f"{ONE}/channels"),
+    Ask("POST", f"{ONE}/channels/whatsapp/links"),
+    Ask("DELETE", f"{ONE}/channels/LINKED"),
 ]
 FIELDS: list[dict[str, str]] = [
     {},
@@ -97,6 +119,7 @@ class World(NamedTuple):
     owner: str
     callers: dict[str, str]
     tag: str
+    linked: str
 
 
 @pytest.fixture
@@ -110,13 +133,14 @@ async def world(own_url: str) -> AsyncIterator[World]:
     signer = await signer_of(own_url, clock.now)
     store = create_store(own_url)
     asked = Asked(store)
-    async with running(store, clock, history=5) as app:
+    async with running(store, clock, history=5, bot=echo, whatsapp=ACCOUNT) as app:
         await _fill(app, owner)
+        linked = await _go_on_elsewhere(app, clock)
         token = _token(signer, "b_1", clock, stranger)
         near = _token(signer, "a_", clock, owner)
         answer = await ask(app, "GET", f"{SESSIONS}/{THEIRS.session}", None, bearer(owner))
         callers = {"a key of another prefix": stranger, "a token of another session": token, "of a beginning": near}
-        yield World(app, asked, clock, owner, callers, answer.headers["etag"])
+        yield World(app, asked, clock, owner, callers, answer.headers["etag"], linked)
 
 
 async def _fill(app: ChatState, owner: str) -> None:
@@ -127,6 +151,18 @@ async def _fill(app: ChatState, owner: str) -> None:
     visit = {"user_session_id": THEIRS.session, "session_id": THEIRS.visit, "user_id": THEIRS.person}
     assert (await ask(app, "POST", "/chat-sessions", visit, fields)).status == 201
     assert (await ask(app, "POST", SESSIONS, {**body, "user_session_id": LONG.session}, fields)).status == 201
+
+
+async def _go_on_elsewhere(app: ChatState, clock: SettableClock) -> str:
+    """Somebody goes on with the session on WhatsApp: a message of theirs is answered, and the reply waits to leave."""
+    linked = await link_somebody(app.store, THEIRS.session, clock.now)
+    body = delivered("What only I have said")
+    assert (await ask(app, "POST", WEBHOOK, body, signed(body))).status == 200
+    leaving = OutboxQuery(now=clock.now, user_session_id=THEIRS.session)
+    async with asyncio.timeout(20):
+        while not await app.store.list(leaving):
+            pass
+    return linked
 
 
 def _token(signer: Signer, session: str, clock: SettableClock, minted_by: str) -> str:
@@ -140,6 +176,9 @@ async def kept(world: World) -> list[Any]:
         SessionQuery(now=now, limit=1000, with_state=True),
         VisitQuery(limit=1000),
         *(RecordQuery(collection=name, now=now) for name in ("api_keys", "signing_keys", "revocations")),
+        *(RecordQuery(collection=name, now=now) for name in ("people", "people_names", "people_sessions")),
+        InboxQuery(now=now),
+        OutboxQuery(now=now),
     ]
     for place in (THEIRS, ABSENT, LONG):
         queries.append(RememberedQuery(user_session_id=place.session, now=now))
@@ -154,7 +193,9 @@ async def answered(world: World, request: Ask, fields: Mapping[str, str], creden
     """The answer, and what it took."""
     chosen = {name: world.tag if value == "TAG" else value for name, value in fields.items()}
     world.asked.taken()
-    answer = await ask(world.app, *request.of(place), {**request.headers, **chosen, **bearer(credential)})
+    method, path, body = request.of(place)
+    path = path.replace("LINKED", world.linked)
+    answer = await ask(world.app, method, path, body, {**request.headers, **chosen, **bearer(credential)})
     return shown(answer), world.asked.taken()
 
 

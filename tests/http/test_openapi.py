@@ -26,15 +26,20 @@ from chatstate.http.problems import STATUS
 from chatstate.http.routes import ENDPOINTS
 from chatstate.http.states import SESSION, SESSIONS
 from chatstate.http.visits import VISITS
+from chatstate.http.whatsapp import WEBHOOK, verify_webhook
 from chatstate.keys import Keys
 from chatstate.model import SCOPES, VERBS, Scope, utc_now
 from chatstate.patches import MEDIA_TYPES
 from tests.http.conftest import Serve
+from tests.http.credentials import ACCOUNT, beside, echo, link_somebody, signed, verifying
 from tools.reference.__main__ import contents
 from tools.reference.openapi import document, messages
 from tools.reference.page import page
 
 VOID_ELEMENTS = {"meta", "link", "br", "hr", "img", "input", "wbr"}
+PERSON = "5f1c9b1e2f3b4a679d0e8d4b"
+"""Whom the document has as an example."""
+
 ATTRIBUTES_THAT_LOAD = {"src", "srcset", "action", "background", "data", "poster", "style"}
 
 
@@ -140,8 +145,10 @@ def test_every_operation_has_every_answer_of_its_route() -> None:
     spec = document(ENDPOINTS)
     for endpoint in ENDPOINTS:
         answers = spec["paths"][endpoint.path][endpoint.method.lower()]["responses"]
-        wanted = CREDENTIAL_PROBLEMS if endpoint.credential.kind == "key" else ()
-        codes = {*endpoint.problems, *PROBLEMS_EVERYWHERE, *wanted}
+        kind = endpoint.credential.kind
+        wanted = CREDENTIAL_PROBLEMS if kind == "key" else ()
+        everywhere = () if kind == "webhook_signature" else PROBLEMS_EVERYWHERE
+        codes = {*endpoint.problems, *everywhere, *wanted}
         assert answers.keys() == {str(status) for status in (*endpoint.answers, *(STATUS[code] for code in codes))}
         problems = [answer["content"].get("application/problem+json") for answer in _with_content(answers)]
         assert {code for problem in problems if problem for code in problem["examples"]} == codes
@@ -158,7 +165,8 @@ def test_every_operation_has_the_parameters_of_its_route() -> None:
         found = [spec["components"]["parameters"][reference["$ref"].rpartition("/")[2]] for reference in references]
         in_path = [parameter["name"] for parameter in found if parameter["in"] == "path"]
         assert in_path == re.findall(r"{(\w+)}", endpoint.path)
-        assert all(parameter.get("required", False) == (parameter["in"] == "path") for parameter in found)
+        required = {parameter["name"] for parameter in found if parameter.get("required", False)}
+        assert required == {*in_path, *(("hub.mode", "hub.challenge") if endpoint.handler is verify_webhook else ())}
 
 
 def _operation(method: str, path: str) -> Any:
@@ -195,6 +203,10 @@ def test_a_patch_has_a_schema_for_each_media_type_that_the_server_takes() -> Non
         ("POST", VISITS, {"201": "Location"}),
         ("GET", VISITS, {"200": "Link"}),
         ("PATCH", f"{VISITS}/{{sessionId}}", {"415": "Accept-Patch"}),
+        ("POST", f"{SESSION}/messages", {}),
+        ("GET", f"{SESSION}/channels", {}),
+        ("POST", f"{SESSION}/channels/whatsapp/links", {"201": "Location"}),
+        ("DELETE", f"{SESSION}/channels/{{person}}", {}),
     ],
 )
 def test_an_answer_has_the_headers_that_the_server_sends(method: str, path: str, headers: dict[str, str]) -> None:
@@ -208,6 +220,14 @@ def test_an_operation_without_a_credential_has_no_problems_of_credentials() -> N
     answers = _operation("GET", "/readyz")["responses"]
     assert answers.keys() == {"200", "403", "503"}
     assert answers["403"]["headers"] == {}
+
+
+def test_a_webhook_is_refused_for_its_signature_and_for_nothing_else() -> None:
+    for method in ("GET", "POST"):
+        answers = _operation(method, WEBHOOK)["responses"]
+        assert answers["403"]["content"]["application/problem+json"]["examples"].keys() == {"webhook_refused"}
+        assert answers["403"]["headers"] == {}
+        assert "401" not in answers
 
 
 def test_every_error_code_is_in_the_answers_with_its_status_or_in_the_description() -> None:
@@ -278,7 +298,8 @@ def _send(client: httpx.Client, call: Call) -> httpx.Response:
 
 
 def test_the_curl_lines_of_the_page_work(serve: Serve, tmp_path: Path) -> None:
-    app = create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"))
+    url = f"sqlite:///{tmp_path}/chatstate.db"
+    app = create_app(create_store(url), bot=echo, whatsapp=ACCOUNT)
     with serve(app) as server, httpx.Client(base_url=server.base_url) as client:
         app.end_streams()  # an answer that has no end cannot be waited for
         calls = _calls(client.get("/docs").text)
@@ -290,7 +311,7 @@ def test_the_curl_lines_of_the_page_work(serve: Serve, tmp_path: Path) -> None:
                 for operation in before:
                     if endpoint.handler.__name__ != operation:
                         _send(client, calls[operation][0])
-                answer = _send(client, _of_a_link(client, calls, call))
+                answer = _send(client, _of_a_webhook(_of_a_person(url, _of_a_link(client, calls, call))))
                 assert (call[0], answer.status_code) in {(endpoint.method, status) for status in endpoint.answers}, call
 
 
@@ -300,6 +321,24 @@ def _of_a_link(client: httpx.Client, calls: dict[str, list[Call]], call: Call) -
     if "/BCDF" in url:
         code = _send(client, calls["issue_link"][0]).json()["code"]
         url = url.replace("BCDF-GHJK", code).replace("BCDF", code[:4])
+    return method, url, headers, body
+
+
+def _of_a_person(store_url: str, call: Call) -> Call:
+    """The call, of somebody who goes on with the session since just now if it names one."""
+    method, url, headers, body = call
+    if PERSON in url:
+        person = asyncio.run(beside(store_url, lambda store: link_somebody(store, "session_12345", utc_now())))
+        url = url.replace(PERSON, person)
+    return method, url, headers, body
+
+
+def _of_a_webhook(call: Call) -> Call:
+    """The call, as Meta makes it if it is one of Meta's."""
+    method, url, headers, body = call
+    if WEBHOOK in url:
+        url += f"?{verifying()}" if body is None else ""
+        headers = {**headers, **signed((body or "").encode())}
     return method, url, headers, body
 
 
@@ -325,6 +364,14 @@ def test_a_server_that_requires_preconditions_says_so_where_the_document_does(
             assert (answer.status_code == 428) == ("precondition_required" in endpoint.problems)
 
 
+NAMES = {
+    "ApiKey": "an API key",
+    "SessionToken": "a session token",
+    "WebhookSignature": "Meta's signature, in `X-Hub-Signature-256`",
+    "VerifyToken": "the verify token, in `hub.verify_token`",
+}
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.handler.__name__)
 def test_the_page_and_the_document_show_the_credential_of_a_route(endpoint: Endpoint, html: str) -> None:
     operation = _operation(endpoint.method, endpoint.path)
@@ -334,9 +381,10 @@ def test_the_page_and_the_document_show_the_credential_of_a_route(endpoint: Endp
     assert operation["description"].replace("`", "") in Page(article).text
     for requirement in operation["security"]:
         for scheme, scopes in requirement.items():
-            name = {"ApiKey": "an API key", "SessionToken": "a session token"}[scheme]
-            scope = f" with the scope `{scopes[0]}`" if scopes else ""
-            assert f"{name}{scope}" in operation["description"]
+            name = NAMES[scheme]
+            assert name in operation["description"]
+            words = operation["description"].partition(name)[2].partition(" or ")[0]
+            assert re.findall("`(\\w+)`", words.partition("With `--allow")[0]) == scopes
     assert ("--allow-anonymous" in operation["description"]) == endpoint.credential.anonymous
 
 
@@ -397,7 +445,7 @@ def keyed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
     keys = asyncio.run(_create_keys(url))
     rates = Rates(per_key=0, per_session=0, per_address=0, failures_per_minute=0)
     with (
-        serve(create_app(create_store(url), rates=rates)) as server,
+        serve(create_app(create_store(url), rates=rates, bot=echo, whatsapp=ACCOUNT)) as server,
         httpx.Client(base_url=server.base_url) as client,
     ):
         server.app.end_streams()  # an answer that has no end cannot be waited for
@@ -407,8 +455,14 @@ def keyed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.handler.__name__)
 def test_the_server_wants_the_credential_that_the_document_names(endpoint: Endpoint, keyed: Keyed, html: str) -> None:
     call = _calls(html)[endpoint.handler.__name__][0]
+    if endpoint.credential.kind == "webhook_signature":
+        for credential in (None, keyed.everything):
+            answer = keyed.send(call, credential)
+            assert (answer.status_code, answer.json()["code"]) == (403, "webhook_refused")
+        assert keyed.send(_of_a_webhook(call), None).status_code == 200
+        return
     wanted = {
-        scheme: scopes[0] if scopes else None
+        scheme: scopes
         for requirement in _operation(endpoint.method, endpoint.path)["security"]
         for scheme, scopes in requirement.items()
     }
@@ -417,13 +471,12 @@ def test_the_server_wants_the_credential_that_the_document_names(endpoint: Endpo
     if not wanted:
         return
     assert shown.headers["www-authenticate"] == 'Bearer realm="chatstate"'
-    scope = wanted["ApiKey"]
-    assert scope is not None
-    refused = keyed.send(call, keyed.without_scope[scope])
-    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-    assert f'scope="{scope}"' in refused.headers["www-authenticate"]
-    assert keyed.send(call, keyed.with_scope[scope]).status_code not in (401, 403)
-    with_token = keyed.send(call, keyed.token(*(VERBS if wanted.get("SessionToken") is None else [scope])))
+    for scope in wanted["ApiKey"]:
+        refused = keyed.send(call, keyed.without_scope[scope])
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert f'scope="{scope}"' in refused.headers["www-authenticate"]
+    assert keyed.send(call, keyed.with_scope[wanted["ApiKey"][0]]).status_code not in (401, 403)
+    with_token = keyed.send(call, keyed.token(*(wanted.get("SessionToken") or VERBS)))
     assert (with_token.status_code in (401, 403)) == ("SessionToken" not in wanted)
 
 
@@ -453,7 +506,8 @@ def test_the_page_loads_nothing_and_runs_nothing(client: httpx.Client, html: str
         assert not attributes.keys() & ATTRIBUTES_THAT_LOAD
         assert not any(name.startswith("on") for name in attributes)
     own_address = str(client.base_url).removesuffix("/")
-    assert set(re.findall(r"https?://[\w.:\[\]-]+", html)) == {own_address}
+    in_an_example = "https://wa.me"  # which is text, and leads nowhere
+    assert set(re.findall(r"https?://[\w.:\[\]-]+", html)) == {own_address, in_an_example}
     assert "url(" not in html
     assert "@import" not in html
 

@@ -13,7 +13,10 @@ import httpx
 import pytest
 
 from chatstate import create_app
+from chatstate.bot import Turn
+from chatstate.hashes import audit_key, session_hash
 from chatstate.http.gate import Rates
+from chatstate.http.whatsapp import WEBHOOK
 from chatstate.keys import Keys
 from chatstate.model import (
     ANYTHING,
@@ -26,10 +29,10 @@ from chatstate.model import (
     Save,
     utc_now,
 )
-from chatstate.privacy import audit_key, session_hash
 from chatstate.stores import create_store
 from chatstate.visit import CreateVisit, EraseVisits
 from tests.http.conftest import Serve, Server, SettableClock, Start
+from tests.http.credentials import ACCOUNT, delivered, echo, signed
 from tests.servers.canaries import CANARY
 from tests.servers.postgres import PostgresServer, poll_until
 
@@ -78,10 +81,14 @@ def test_an_export_holds_everything_of_every_collection(client: httpx.Client, ne
             "remembered_requests",
             "tokens_revoked_at",
             "links",
+            "channel_names",
+            "waiting_messages",
+            "replies",
             "versions",
             "visits",
         )
     ]
+    assert export["channel_names"] == export["waiting_messages"] == export["replies"] == []
     assert export["chat_state_session"] == touched
     assert [row["chat_state"] for row in export["versions"]] == [states[-1], *reversed(states)]
     assert [row["version"] for row in export["versions"]] == list(range(8, 0, -1))
@@ -181,6 +188,124 @@ async def test_an_export_that_breaks_off_is_no_whole_one(
         assert not received.endswith(b"0\r\n\r\n")
         assert len(received) < 20_000_000
     await own_postgres.drop_database(url)
+
+
+# --- What channels have brought ---------------------------------------------------------------------------------------
+
+NUMBER = "16505551234"
+
+
+def deliver(client: httpx.Client, *texts: str, number: str = NUMBER) -> None:
+    """Somebody with that number writes this on WhatsApp."""
+    for text in texts:
+        body = delivered(text, number)
+        assert client.post(WEBHOOK, content=body, headers=signed(body)).status_code == 200
+
+
+async def moody(turn: Turn) -> None:
+    if turn.message.text == "What only fails":
+        raise ValueError(turn.message.text)
+    await turn.reply(f"You said: {turn.message.text}")
+
+
+@pytest.fixture
+def linked(start: Start, own_url: str) -> Iterator[httpx.Client]:
+    """A client of a server with a session `web`, with which somebody goes on on WhatsApp: one message of theirs is
+    answered, and one waits."""
+    with (
+        start(own_url, bot=moody, whatsapp=ACCOUNT) as server,
+        httpx.Client(base_url=server.base_url, timeout=20) as client,
+    ):
+        save(client, "web")
+        visit(client, "web", user_id="ada")
+        code = client.post(f"{SESSIONS}/web/channels/whatsapp/links").json()["code"]
+        deliver(client, code, "Hello", "What only fails")
+
+        def is_answered() -> bool:
+            return len(client.get(f"{SESSIONS}/web/export").json()["replies"]) == 2
+
+        assert poll_until(is_answered, 20)
+        yield client
+
+
+def test_an_export_tells_of_who_has_linked_a_session_what_they_were_told_there_and_not_who_they_are(
+    linked: httpx.Client,
+) -> None:
+    answer = linked.get(f"{SESSIONS}/web/export")
+    export = answer.json()
+    assert NUMBER not in answer.text
+    assert "What only fails" not in answer.text
+    assert export["channel_names"] == export["waiting_messages"] == []
+    _, to_hello = export["replies"]
+    assert (to_hello["at"], to_hello["status"]) == ("2025-10-02T10:00:00Z", "queued")
+    assert json.loads(to_hello["document"])["reply"]["text"] == "You said: Hello"
+    assert said_in(export) == ["Hello", "You said: Hello"]
+    assert linked.get("/users/ada/export").json()["sessions"] == [export]
+
+
+def test_an_export_of_a_session_of_a_channel_holds_who_it_is_and_what_waits(linked: httpx.Client) -> None:
+    deliver(linked, "UNLINK", "Hello from me", "What only fails", number="16505550000")
+    own = session_of_a_channel(linked)
+    answer = linked.get(f"{SESSIONS}/{own}/export")
+    export = answer.json()
+    assert export["channel_names"] == [{"channel": "whatsapp", "kind": "wa_id", "value": "16505550000"}]
+    (waiting,) = export["waiting_messages"]
+    assert (waiting["at"], waiting["status"]) == ("2025-10-02T10:00:00Z", "pending")
+    assert json.loads(waiting["document"])["message"]["text"] == "What only fails"
+    assert "You said: Hello from me" in export["replies"][-1]["document"]
+    assert said_in(export) == ["Hello from me", "You said: Hello from me"]
+    assert NUMBER not in answer.text
+    assert linked.delete(f"{SESSIONS}/{own}").status_code == 200
+    assert linked.get(f"{SESSIONS}/{own}/export").status_code == 404
+
+
+def said_in(export: dict[str, Any]) -> list[str]:
+    return [entry["text"] for entry in json.loads(export["chat_state_session"]["chat_state"])["messages"]]
+
+
+def session_of_a_channel(client: httpx.Client) -> str:
+    """The id of the one session of WhatsApp, once there is one."""
+
+    def ids() -> list[str]:
+        page = client.get(f"{SESSIONS}?prefix=whatsapp_").json()
+        return [session["user_session_id"] for session in page["sessions"]]
+
+    assert poll_until(lambda: bool(ids()), 20)
+    (found,) = ids()
+    return found
+
+
+@pytest.mark.parametrize("path", [f"{SESSIONS}/web", "/users/ada"])
+def test_what_channels_have_brought_is_erased_with_the_session(linked: httpx.Client, path: str) -> None:
+    assert linked.delete(path).status_code == 200
+    assert linked.get("/users/ada/export").json()["code"] == "user_not_found"
+    save(linked, "web")
+    export = linked.get(f"{SESSIONS}/web/export").json()
+    assert export["channel_names"] == export["waiting_messages"] == export["replies"] == []
+    assert export["chat_state_session"]["version"] == 1
+    assert linked.get(f"{SESSIONS}/web/channels").json() == {"channels": []}
+
+
+def test_what_was_erased_does_not_come_back_when_it_is_delivered_again(linked: httpx.Client) -> None:
+    assert linked.delete(f"{SESSIONS}/web").status_code == 200
+    deliver(linked, "Hello", "What only fails", "Hello again")
+    own = session_of_a_channel(linked)
+    assert said_in(linked.get(f"{SESSIONS}/{own}/export").json()) == ["Hello again", "You said: Hello again"]
+
+
+def test_messages_alone_are_something_to_take_out_and_to_erase(start: Start, own_url: str) -> None:
+    """As when a bot has never come to answer them."""
+    with (
+        start(own_url, bot=moody) as server,
+        httpx.Client(base_url=server.base_url, timeout=20) as client,
+    ):
+        body = {"id": "m1", "text": "What only fails"}
+        assert client.post(f"{SESSIONS}/web/messages", json=body).status_code == 202
+        export = client.get(f"{SESSIONS}/web/export").json()
+        assert (export["chat_state_session"], len(export["waiting_messages"])) == (None, 1)
+        assert client.delete(f"{SESSIONS}/web").status_code == 200
+        assert client.get(f"{SESSIONS}/web/export").status_code == 404
+        assert client.delete(f"{SESSIONS}/web").status_code == 404
 
 
 # --- Erasure ----------------------------------------------------------------------------------------------------------
@@ -305,7 +430,8 @@ class Audited:
     def __init__(self, url: str, start: Start) -> None:
         self.lines: list[str] = []
         self.key, self.audit_key = asyncio.run(self._prepare(url))
-        self._serving = start(url, audit=self.lines.append, rates=NO_LIMITS, history=20)
+        answering = {"bot": echo, "whatsapp": ACCOUNT}
+        self._serving = start(url, audit=self.lines.append, rates=NO_LIMITS, history=20, **answering)
 
     async def _prepare(self, url: str) -> tuple[str, bytes]:
         store = create_store(url, owner=False)
@@ -428,6 +554,26 @@ def test_who_watches_a_session_is_on_record_from_the_beginning(audited: Audited,
     assert poll_until(lambda: audited.last["result"] == "ok", 10)
     assert audited.last["what"] == "watch"
     assert audited.last["size"] > len("seen")
+
+
+def test_messages_and_deliveries_are_on_record(audited: Audited, new_id: str) -> None:
+    audited.client.post(f"{SESSIONS}/{new_id}/messages", json={"id": "m1", "text": CANARY})
+    assert (audited.last["what"], audited.last["session"]) == ("say", session_hash(audited.audit_key, new_id))
+    assert (audited.last["status"], audited.last["result"]) == (202, "ok")
+    body = delivered(CANARY)
+    del audited.client.headers["Authorization"]
+    audited.client.post(WEBHOOK, content=body, headers=signed(body))
+    assert (audited.last["who"], audited.last["what"]) == ("channel:whatsapp", "take_delivery")
+    assert (audited.last["status"], audited.last["size"]) == (200, len(body))
+    assert not [line for line in audited.lines if CANARY in line or "16505551234" in line]
+
+
+def test_wrong_signatures_do_not_fill_the_audit_log(audited: Audited) -> None:
+    """There is no limit to how many are looked at: whoever sends them must not keep Meta out."""
+    for _ in range(20):
+        assert audited.client.post(WEBHOOK, content=b"{}").status_code == 403
+    assert [json.loads(line)["result"] for line in audited.lines] == ["webhook_refused"]
+    assert (audited.last["who"], audited.last["address"]) == ("nobody", "127.0.0.1")
 
 
 def test_a_flood_does_not_fill_the_audit_log(start: Start, own_url: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import httpx
 import pytest
+import requests
 import schemathesis
 from hypothesis import seed, settings
 from hypothesis import strategies as st
@@ -29,7 +30,9 @@ from chatstate.http.routes import ENDPOINTS
 from chatstate.http.states import SESSIONS
 from chatstate.http.tokens import TOKENS
 from chatstate.http.visits import VISITS
+from chatstate.http.whatsapp import WEBHOOK
 from tests.http.conftest import Serve, SettableClock
+from tests.http.credentials import ACCOUNT, echo, signed
 from tools.reference.openapi import document
 
 SEED = int(os.environ.get("CHATSTATE_TEST_SEED", "1"))
@@ -83,8 +86,7 @@ def _schema(examples: int, keyed: bool) -> Any:
     """The document, with formats for tags, preferences and each list's cursors: without them, Schemathesis makes up
     other texts too, such as `0` for If-Match. A server without keys wants no credentials."""
     spec = document(ENDPOINTS)
-    if not keyed:
-        _want_no_credentials(spec)
+    _want_no_credentials(spec, lambda path: not keyed or path == WEBHOOK)  # what Meta shows is always right: `_of_meta`
     parameters = spec["components"]["parameters"]
     for name in ("IfMatch", "IfNoneMatch"):
         parameters[name]["schema"]["format"] = "entity-tags"
@@ -107,10 +109,10 @@ def _schema(examples: int, keyed: bool) -> Any:
     return schema
 
 
-def _want_no_credentials(spec: dict[str, Any]) -> None:
-    for item in spec["paths"].values():
+def _want_no_credentials(spec: dict[str, Any], of: Callable[[str], bool]) -> None:
+    for path, item in spec["paths"].items():
         for operation in item.values():
-            operation["security"] = []
+            operation["security"] = [] if of(path) else operation["security"]
 
 
 def _begin_with_a_write(operations: dict[str, Any]) -> None:
@@ -206,6 +208,8 @@ def _serving(serve: Serve, folder: Path, **settings: Any) -> Iterator[str]:
         token_ttl_seconds=86_400,
         demo=True,
         rates=Rates(per_key=0, per_session=0, per_address=0, failures_per_minute=0),
+        bot=echo,
+        whatsapp=ACCOUNT,
         **settings,
     )
     with serve(app) as server:
@@ -244,10 +248,21 @@ def _prepare(case: schemathesis.Case, client: httpx.Client) -> None:
         client.post(VISITS, json={"user_session_id": "s", "user_id": unquote(user_id)})
 
 
+def _of_meta(case: schemathesis.Case) -> dict[str, Any]:
+    """What Meta shows beside what it asks or posts."""
+    if case.operation.path != WEBHOOK:
+        return {}
+    if case.operation.method.upper() == "GET":
+        return {"params": {"hub.verify_token": ACCOUNT.verify_token}}
+    sent = case.as_transport_kwargs(base_url="http://localhost")
+    body = requests.Request("POST", sent["url"], json=sent.get("json"), data=sent.get("data")).prepare().body or b""
+    return {"headers": signed(body.encode() if isinstance(body, str) else body)}
+
+
 @SCHEMA.parametrize()
 def test_an_operation_answers_as_documented(case: schemathesis.Case, client: httpx.Client) -> None:
     _prepare(case, client)
-    case.call_and_validate(base_url=str(client.base_url), additional_checks=CHECKS)
+    case.call_and_validate(base_url=str(client.base_url), additional_checks=CHECKS, **_of_meta(case))
 
 
 @KEYED_SCHEMA.parametrize()
@@ -255,8 +270,9 @@ def test_an_operation_of_a_server_with_keys_answers_as_documented(
     case: schemathesis.Case, keyed_client: httpx.Client
 ) -> None:
     _prepare(case, keyed_client)
-    key = {"Authorization": keyed_client.headers["authorization"]}
-    case.call_and_validate(base_url=str(keyed_client.base_url), headers=key, additional_checks=CHECKS)
+    of_meta = _of_meta(case)
+    shown = {"Authorization": keyed_client.headers["authorization"], **of_meta.pop("headers", {})}
+    case.call_and_validate(base_url=str(keyed_client.base_url), headers=shown, additional_checks=CHECKS, **of_meta)
 
 
 class _Always:

@@ -167,17 +167,20 @@ def test_the_id_of_a_deleted_session_can_be_used_at_once(client: httpx.Client, n
         assert client.delete(f"{SESSIONS}/{new_id}").status_code == 200
 
 
+_KEYS = ("digest_keys", "mail_keys", "encryption")
+
+
 def test_a_deletion_leaves_no_state_anywhere(start: Start, own_url: str) -> None:
     """Not in the history, and not with any idempotency key: no row of any table has it, encrypted or not."""
     secret = "+49 89 1234567"
 
     def lies_there() -> bool:
-        rows = everything(own_url)
-        return secret in rows or rows.count(SEALED) > sealed
+        # The server's own keys are sealed as well, and may be made at any time.
+        rows = [row for row in everything(own_url).splitlines() if not row.lstrip("('").startswith(_KEYS)]
+        return any(secret in row or SEALED in row for row in rows)
 
     with start(own_url, history=5) as server, httpx.Client(base_url=server.base_url) as client:
         keys = iter(f"key {number}" for number in range(10))
-        sealed = everything(own_url).count(SEALED)  # the server's own records
 
         def keyed(method: str, path: str, body: Any, kind: str = "application/json") -> None:
             headers = {"Idempotency-Key": f'"{next(keys)}"', "Content-Type": kind}

@@ -16,8 +16,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType, json
 
 from chatstate import __version__
 from chatstate.errors import ChatStateError
-from chatstate.http import links, tokens
+from chatstate.http import channels, demo, links, tokens
 from chatstate.http.api import CREDENTIAL_PROBLEMS, PROBLEMS_EVERYWHERE, Endpoint, Handler
+from chatstate.http.channels import AcceptedMessage, ChannelList
 from chatstate.http.privacy import SessionExport, UserExport
 from chatstate.http.problems import MEDIA_TYPE, STATUS, problem_response
 from chatstate.http.reference import DEFAULT_URL
@@ -71,6 +72,7 @@ def document(endpoints: Sequence[Endpoint], server_url: str = DEFAULT_URL) -> Js
     base["info"]["version"] = __version__
     base["servers"] = [{"url": server_url}]
     base["components"]["parameters"]["userSessionId"]["schema"] = json.schema(UserSessionId)
+    base["components"]["parameters"]["file"]["schema"]["enum"] = sorted(demo.FILES)
     base["components"]["schemas"] = _schemas(endpoints)
     base["components"]["examples"] = {
         code: {"summary": message, "value": json.decode(problem_response(code, message).body)}
@@ -193,8 +195,10 @@ def _operation(endpoint: Endpoint, endpoints: Sequence[Endpoint]) -> Json:
 
 def problem_codes(endpoint: Endpoint) -> set[str]:
     """The codes of all errors that an operation can be answered with."""
-    wanted = CREDENTIAL_PROBLEMS if endpoint.credential.kind == "key" else ()
-    return {*endpoint.problems, *PROBLEMS_EVERYWHERE, *wanted}
+    kind = endpoint.credential.kind
+    wanted = CREDENTIAL_PROBLEMS if kind == "key" else ()
+    everywhere = PROBLEMS_EVERYWHERE if kind != "webhook_signature" else ()  # a webhook is called from anywhere
+    return {*endpoint.problems, *everywhere, *wanted}
 
 
 def _path_parameters(endpoint: Endpoint) -> list[str]:
@@ -265,33 +269,48 @@ def _problem_headers(endpoint: Endpoint, status: int, codes: Sequence[str]) -> I
 # --- Credentials ------------------------------------------------------------------------------------------------------
 
 API_KEY, SESSION_TOKEN = "ApiKey", "SessionToken"
+WEBHOOK_SIGNATURE, VERIFY_TOKEN = "WebhookSignature", "VerifyToken"
 
-_OF_MINTERS = (tokens.mint, tokens.revoke, *(row.handler for row in links.ENDPOINTS if row.credential.kind == "key"))
-_SCOPES_OF_KEYS: Mapping[Handler, str] = dict.fromkeys(_OF_MINTERS, "mint")
-"""What these handlers themselves demand of an API key; a session token needs nothing for it but itself."""
+_OF_MINTERS = (
+    tokens.mint,
+    tokens.revoke,
+    *(row.handler for row in (*links.ENDPOINTS, *channels.ENDPOINTS) if row.credential.kind == "key"),
+)
+_OF_TOKENS: Mapping[Handler, Sequence[str]] = {channels.issue_whatsapp_link: ("read", "write")}
+"""What these handlers themselves demand of any credential."""
+
+_OF_KEYS: Mapping[Handler, Sequence[str]] = {handler: ("mint", *_OF_TOKENS.get(handler, ())) for handler in _OF_MINTERS}
+"""What these demand of an API key; a session token needs nothing more for it than itself."""
 
 
 def security(endpoint: Endpoint) -> list[Json]:
-    """The credentials of which the operation wants one, each with the scope that it must have; none: it wants none."""
+    """The credentials of which the operation wants one, each with the scopes that it must have; none: it wants none."""
     credential = endpoint.credential
     if credential.kind in ("none", "link_code"):  # the code stands in the path, which no security scheme knows of
         return []
+    if credential.kind == "webhook_signature":
+        return [{VERIFY_TOKEN if endpoint.method == "GET" else WEBHOOK_SIGNATURE: []}]
     if credential.kind != "key":
         raise ValueError(
             f"{endpoint.method} {endpoint.path}: the document has no security scheme for {credential.kind}"
         )
-    scope = credential.scope or _SCOPES_OF_KEYS.get(endpoint.handler)
-    found = [{API_KEY: [scope] if scope else []}]
+    scopes = [credential.scope] if credential.scope else []
+    found: list[Json] = [{API_KEY: scopes or [*_OF_KEYS.get(endpoint.handler, ())]}]
     if credential.token:
-        found.append({SESSION_TOKEN: [credential.scope] if credential.scope else []})
+        found.append({SESSION_TOKEN: scopes or [*_OF_TOKENS.get(endpoint.handler, ())]})
     return found
 
 
 def _credential(endpoint: Endpoint) -> str:
     """The same in words."""
-    names = {API_KEY: "an API key", SESSION_TOKEN: "a session token"}
+    names = {
+        API_KEY: "an API key",
+        SESSION_TOKEN: "a session token",
+        WEBHOOK_SIGNATURE: "Meta's signature, in `X-Hub-Signature-256`",
+        VERIFY_TOKEN: "the verify token, in `hub.verify_token`",
+    }
     wanted = " or ".join(
-        names[scheme] + "".join(f" with the scope `{scope}`" for scope in scopes)
+        names[scheme] + _with_scopes(scopes)
         for requirement in security(endpoint)
         for scheme, scopes in requirement.items()
     )
@@ -299,6 +318,13 @@ def _credential(endpoint: Endpoint) -> str:
         wanted = "the code, which stands in the path"
     anonymous = " With `--allow-anonymous`, none." if endpoint.credential.anonymous else ""
     return f"Credential: {wanted or 'none'}.{anonymous}"
+
+
+def _with_scopes(scopes: Sequence[str]) -> str:
+    if not scopes:
+        return ""
+    *others, last = (f"`{scope}`" for scope in scopes)
+    return f" with the scopes {', '.join(others)} and {last}" if others else f" with the scope {last}"
 
 
 # --- Links ------------------------------------------------------------------------------------------------------------
@@ -316,6 +342,8 @@ _KNOWN: Sequence[tuple[Any, Mapping[str, str]]] = (
     (VisitRecord, {"sessionId": "$response.body#/session_id", "userSessionId": "$response.body#/user_session_id"}),
     (list[VisitRecord], {"sessionId": "$response.body#/0/session_id"}),
     (MintedToken, {"userSessionId": "$response.body#/user_session_id"}),
+    (AcceptedMessage, _AS_ASKED),
+    (ChannelList, {**_AS_ASKED, "person": "$response.body#/channels/0/id"}),
     (SessionExport, {"userSessionId": "$response.body#/user_session_id"}),
     (
         UserExport,

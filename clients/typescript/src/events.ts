@@ -4,7 +4,8 @@ import { Patient } from "./pause.js";
 /** An event of the feed (server-sent events, WHATWG HTML, section 9.2.6). */
 export interface FeedEvent {
   event: string;
-  id: string;
+  /** Absent if it says nothing of the state, as when a bot writes a reply. */
+  id?: string;
   data: string;
 }
 
@@ -44,7 +45,7 @@ export class Feed extends Patient {
       } catch {
         // the connection broke, or was silent for too long
       }
-      if (!response?.ok) this.#take({} as FeedEvent); // a load will tell why: the token was taken back, or nobody is there
+      if (!response?.ok) this.#take({ id: "" } as FeedEvent); // a load will tell why: the token was taken back, or nobody is there
       await this.wait(failures, response);
     }
   }
@@ -82,7 +83,7 @@ export function parser(take: (event: FeedEvent) => void): (piece: string) => voi
       if (line) {
         fields[name] = value; // there is one line of data
       } else {
-        if (fields["event"]) take({ id: "", ...fields } as FeedEvent);
+        if (fields["event"]) take(fields as unknown as FeedEvent);
         fields = {};
       }
     }

@@ -327,9 +327,9 @@ export class ChatSession<S> {
   }
 
   #take({ event, id, data }: FeedEvent): void {
-    if (event === "state") this.#seen = { etag: id, text: JSON.parse(data).chat_state };
-    // Gone. That has no version, and may be older than what we know.
-    else if (this.#copy.etag !== null || this.#running) this.#stale = true;
+    if (event === "state") this.#seen = { etag: id!, text: JSON.parse(data).chat_state };
+    // Gone. That has no version, and may be older than what we know. What has no id says nothing of the state.
+    else if (id === "" && (this.#copy.etag !== null || this.#running)) this.#stale = true;
     this.#run();
   }
 

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { type AddressInfo, createServer, type Socket } from "node:net";
 import { after, afterEach, before, beforeEach, test } from "node:test";
 import { type FeedEvent, parser } from "../src/events.js";
 import { ApiService, type ChatSession, type ClientOptions, openSession, type SessionOptions } from "../src/index.js";
@@ -123,6 +124,49 @@ test("after a lost connection and a restart it follows again, and misses nothing
   two.update(say("c"));
   await until(() => ids(one.state) === "a b c");
   for (const session of open.splice(0)) session.close();
+  await own.end();
+});
+
+const BOT = `
+import asyncio
+
+async def bot(turn):
+    async def pieces():
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(turn.message.text))
+        async for line in reader:
+            yield line.decode()
+        writer.close()
+
+    await turn.reply(pieces())
+`;
+
+test("a reply that a bot is writing is no reason to load anything", async () => {
+  const own = await ServerProcess.withBot(BOT);
+  const between = await Proxy.before(own.url);
+  const dictation = createServer();
+  await new Promise<void>((resolve) => dictation.listen(0, "127.0.0.1", resolve));
+  const listens = new Promise<Socket>((resolve) => dictation.once("connection", resolve));
+  const chat = opened({ baseUrl: between.url });
+  await new ApiService(own.url).saveUserSession({ user_session_id: id, chat_state: '{"messages":[{"id":"live"}]}' });
+  await until(() => ids(chat.state) === "live");
+  const told = await fetch(`${own.url}/chat-state-sessions/${id}/events`);
+  const events = told.body!.pipeThrough(new TextDecoderStream()).getReader();
+  const message = { id: "question", text: String((dictation.address() as AddressInfo).port) };
+  const said = await fetch(`${own.url}/chat-state-sessions/${id}/messages`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(message) });
+  assert.equal(said.status, 202);
+  const bot = await listens;
+  for (const piece of ["once", "upon", "a", "time"]) {
+    bot.write(`${piece}\n`);
+    for (let seen = ""; !seen.includes(piece); ) seen += (await events.read()).value;
+  }
+  bot.end();
+  await until(() => chat.state?.messages.length === 3);
+  const loads = between.requests.filter(({ line }) => !line.includes("/events"));
+  assert.deepEqual(loads.map(({ line }) => line.split(" ")[0]), ["GET"]);
+  await events.cancel();
+  chat.close();
+  dictation.close();
+  await between.end();
   await own.end();
 });
 

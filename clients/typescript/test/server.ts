@@ -1,6 +1,6 @@
 // Real chatstate servers for the tests: `python -m chatstate serve` on a free port and a database of its own.
 import { execFileSync, spawn, type ChildProcess } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
@@ -41,6 +41,14 @@ export class ServerProcess {
   /** A server that answers, with these further flags. */
   static async start(...more: string[]): Promise<ServerProcess> {
     const server = new ServerProcess(await freePort(), more);
+    await server.start();
+    return server;
+  }
+
+  /** A server that runs this bot, a Python function `bot`. */
+  static async withBot(source: string): Promise<ServerProcess> {
+    const server = new ServerProcess(await freePort(), ["--bot", "bot:bot"]);
+    writeFileSync(join(server.#folder, "bot.py"), source);
     await server.start();
     return server;
   }

@@ -301,11 +301,11 @@ test("too large: the state stays, the error says why, and it is not tried again 
 });
 
 test("deleted elsewhere while something is unsaved: what was typed makes a new session", async () => {
-  const chat = opened();
+  const chat = opened({ debounce: 60_000 });
   chat.update(say("a"));
   await chat.flush();
-  await api.deleteUserSession(id);
   chat.update(say("b"));
+  await api.deleteUserSession(id);
   await chat.flush();
   assert.equal(texts(await there()), "a b");
   assert.equal(writes().at(-1)!.headers["if-none-match"], "*");

@@ -10,9 +10,25 @@ from chatstate import __version__
 from chatstate.cli import keys, maintain
 from chatstate.cli import serve as serving
 from chatstate.cli.common import WHERE_ELSE, with_settings
+from chatstate.cli.inbox import inbox
+
+
+class _Commands(click.Group):
+    """Those that are here, and `whatsapp`, which is loaded when it is asked for: it brings an HTTP client with it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "whatsapp"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "whatsapp":
+            from chatstate.cli.whatsapp import whatsapp  # noqa: PLC0415 (few need it)
+
+            return whatsapp
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(
+    cls=_Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=WHERE_ELSE,
@@ -41,6 +57,7 @@ for command in (
     keys.audit_id,
     maintain.migrate,
     maintain.sweep,
+    inbox,
     version,
 ):
     main.add_command(command)

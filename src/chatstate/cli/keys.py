@@ -13,9 +13,9 @@ import click
 from chatstate.cli.common import STORE_SETTINGS, mistakes_explained, on_store, settings_of, with_settings
 from chatstate.encryption import KeyRing, new_key
 from chatstate.errors import InvalidSetting, StartError
+from chatstate.hashes import audit_key, session_hash
 from chatstate.keys import ApiKey, Keys, is_key
 from chatstate.model import LONGEST_TTL, SCOPES, Scope, check_prefix, format_time, utc_now
-from chatstate.privacy import audit_key, session_hash
 from chatstate.reencryption import Counts, Reencryption
 from chatstate.stores import Store
 from chatstate.tokens import Tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,24 @@ import click
 
 from chatstate import __version__
 from chatstate.access import Access, Mode
+from chatstate.bot import Bot, load_bot
+from chatstate.channels.whatsapp.account import WhatsAppAccount
 from chatstate.cli.common import (
     WHERE_ELSE,
     create_key_command,
+    current_folder,
     mistakes_explained,
     settings_of,
     store_of,
     with_settings,
 )
 from chatstate.config import LOOPBACK, Settings
-from chatstate.errors import KeysRequired, StartError
+from chatstate.errors import InvalidSetting, KeysRequired, StartError
 from chatstate.http import audit
 from chatstate.http.app import ChatState, create_app
 from chatstate.http.gate import Rates
 from chatstate.http.server import bind, run
+from chatstate.http.whatsapp import WEBHOOK
 from chatstate.keys import FIRST_KEY
 from chatstate.stores import Store, StoreStatus
 
@@ -40,8 +45,9 @@ def start(flags: Mapping[str, Any]) -> None:
     with mistakes_explained():
         settings = settings_of(flags)
         store = store_of(settings, owner=True)
+        bot = _bot(settings.bot)
         sockets = bind(LOOPBACK.get(settings.host, (settings.host,)), settings.port)
-        app = _app(store, settings)
+        app = _app(store, settings, bot)
 
         async def greet() -> None:
             click.echo(_banner(settings, app.access, await store.status(), create_key_command(flags)))
@@ -54,7 +60,7 @@ def start(flags: Mapping[str, Any]) -> None:
         click.echo("Stopped; everything that was accepted has been answered.")
 
 
-def _app(store: Store, settings: Settings) -> ChatState:
+def _app(store: Store, settings: Settings, bot: Bot | None) -> ChatState:
     return create_app(
         store,
         max_state_bytes=settings.max_state_bytes,
@@ -82,7 +88,40 @@ def _app(store: Store, settings: Settings) -> ChatState:
         audit=_audit(settings.audit_log),
         require_keys=not settings.is_local,
         first_key=_show_first_key if settings.first_key else None,
+        bot=bot,
+        turn_seconds=settings.turn_seconds,
+        turns_at_once=settings.turns_at_once,
+        lease_seconds=settings.lease_seconds,
+        whatsapp=_whatsapp(settings),
     )
+
+
+def _bot(place: str | None) -> Bot | None:
+    if place is None:
+        return None
+    folder = str(current_folder())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as for `python -m`: what stands in the current folder can be named
+    return load_bot(place)
+
+
+def _whatsapp(settings: Settings) -> WhatsAppAccount:
+    account = WhatsAppAccount(
+        app_secret=settings.whatsapp_app_secret or "",
+        verify_token=settings.whatsapp_verify_token or "",
+        access_token=settings.whatsapp_access_token or "",
+        phone_number_id=settings.whatsapp_phone_number_id or "",
+        number=settings.whatsapp_number or "",
+        graph_url=settings.whatsapp_graph_url or "",
+    )
+    needed = ("verify_token", "access_token", "phone_number_id")
+    missing = [f"CHATSTATE_WHATSAPP_{name.upper()}" for name in needed if not getattr(account, name)]
+    if account.app_secret and missing:
+        raise InvalidSetting(
+            f"CHATSTATE_WHATSAPP_APP_SECRET is set, so WhatsApp wants these, too: {', '.join(missing)}. Where to find "
+            "them: docs/howto/whatsapp.md"
+        )
+    return account
 
 
 def _audit(path: str | None) -> Callable[[str], None] | None:
@@ -115,7 +154,7 @@ chatstate {__version__} listens on {url}
   store       {status.store}
   durability  {status.durability}
   access      {_ACCESS[mode].format(create_key=create_key)}
-{_kept(settings)}  reference   {url}/docs
+{_answering(settings, url)}{_kept(settings)}  reference   {url}/docs
 {_chat_page(settings, mode, url)}{_warnings(settings, access)}
 Try it:
 
@@ -125,6 +164,14 @@ Try it:
 
 Stop with Ctrl+C.
 """
+
+
+def _answering(settings: Settings, url: str) -> str:
+    """Who answers, and where."""
+    bot = f"  bot         {settings.bot}\n" if settings.bot else ""
+    if not settings.whatsapp_app_secret:
+        return bot
+    return f"{bot}  whatsapp    {url}{WEBHOOK} (Meta wants it by https)\n"
 
 
 def _chat_page(settings: Settings, mode: Mode, url: str) -> str:
@@ -152,6 +199,10 @@ def _warnings(settings: Settings, access: Access) -> str:
         warnings.append("What goes over the network is not encrypted. Put a proxy with TLS in front of this server.")
     if mode == "open" and settings.allowed_origins:
         warnings.append("--allowed-origins has no effect yet: a server without API keys answers pages of this machine.")
+    if settings.whatsapp_access_token and not settings.whatsapp_app_secret:
+        warnings.append("Nothing is taken from WhatsApp without CHATSTATE_WHATSAPP_APP_SECRET, which shows who sends.")
+    if settings.whatsapp_app_secret and not settings.bot:
+        warnings.append("What people write on WhatsApp waits until a server with a bot answers it (--bot).")
     return "".join(f"\n  WARNING  {text}\n" for text in warnings)
 
 

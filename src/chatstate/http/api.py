@@ -8,16 +8,20 @@ from typing import Any
 
 from msgspec import Struct
 
+from chatstate.bot import Bot
+from chatstate.channels.whatsapp.account import WhatsAppAccount
 from chatstate.http.browsers import Doors
 from chatstate.http.gate import Credential, Gate, Rates
 from chatstate.http.messages import Request, Response
 from chatstate.http.wire import Limits, decode_id
+from chatstate.inbox import Inbox
 from chatstate.links import Links
 from chatstate.live import Live
 from chatstate.model import Retention
 from chatstate.privacy import Privacy
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
+from chatstate.turns import TurnSettings
 from chatstate.visits import Visits
 
 
@@ -36,6 +40,9 @@ class Options(Struct, frozen=True, kw_only=True):
     keep_visits: bool
     demo: bool
     link_page: str | None
+    bot: Bot | None
+    turns: TurnSettings
+    whatsapp: WhatsAppAccount
     audit: Callable[[str], None] | None
     require_keys: bool
     first_key: Callable[[str], None] | None
@@ -51,6 +58,7 @@ class Api(Struct):
     visits: Visits
     privacy: Privacy
     links: Links
+    inbox: Inbox
     live: Live
     store: Store
     options: Options

@@ -4,49 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, MutableMapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any
-from urllib.parse import unquote
+
+from msgspec.structs import replace
 
 from chatstate.access import NOBODY, Access
+from chatstate.bot import Bot
+from chatstate.channels import Channel
+from chatstate.channels.whatsapp.account import WhatsAppAccount
 from chatstate.errors import ChatStateError, InvalidSetting, KeysRequired, StoreUnavailable
+from chatstate.hashes import audit_key, digest_key
 from chatstate.http.api import Api, Options
+from chatstate.http.application import Application
 from chatstate.http.audit import AuditLog
 from chatstate.http.browsers import Doors, allow_origin, preflight
 from chatstate.http.gate import Gate, Rates
-from chatstate.http.messages import ClientGone, Headers, Request, Response
+from chatstate.http.links import claims_of
+from chatstate.http.messages import ClientGone, Request, Response
 from chatstate.http.problems import problem, problem_response
-from chatstate.http.proxies import client_scheme, peer_address
-from chatstate.http.routes import ENDPOINTS, Routes, encode_path
+from chatstate.http.proxies import client_scheme
+from chatstate.http.routes import ENDPOINTS, Routes
+from chatstate.http.whatsapp import CHANNEL, WEBHOOK
 from chatstate.http.wire import Limits
-from chatstate.links import LONGEST_KEPT, Links
+from chatstate.inbox import Inbox
+from chatstate.linking import Linking
+from chatstate.links import LONGEST_KEPT, Link, Links
 from chatstate.live import Live
 from chatstate.model import LONGEST_TTL, retention_of, utc_now
-from chatstate.privacy import Privacy, audit_key, digest_key
+from chatstate.outbox import Outbox
+from chatstate.privacy import Privacy
 from chatstate.sessions import Sessions
 from chatstate.stores.base import Store
 from chatstate.stores.encrypted import EncryptedStore
 from chatstate.sweeper import Sweeper
+from chatstate.turns import Turns, TurnSettings
 from chatstate.visits import Visits
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from chatstate.worker import Worker
 
 _METHODS = ", ".join(sorted({endpoint.method for endpoint in ENDPOINTS}))
 
 _log = logging.getLogger(__name__)
 
 
-class ChatState:
+class ChatState(Application):
     """The application. Its `lifespan` opens the store, and at the end answers what was accepted and closes it."""
 
     def __init__(self, store: Store, clock: Callable[[], datetime], options: Options) -> None:
         rates = options.rates
         if options.allow_anonymous and not (options.doors.origins and rates.per_address and rates.per_session):
             raise InvalidSetting(ANONYMOUS_WANTS)
+        if options.whatsapp.app_secret and not (options.whatsapp.phone_number_id and options.whatsapp.verify_token):
+            raise InvalidSetting(WHATSAPP_WANTS)
         self.store = store
         self.started = False
         self.access = Access(store, clock, options.allow_anonymous)
@@ -58,27 +68,68 @@ class ChatState:
         self._sweeper = Sweeper(store, clock, options.retention)
         self._audit: AuditLog | None = None
         links = Links(store, min(LONGEST_KEPT, options.retention.visits or LONGEST_KEPT))
-        privacy = Privacy(self._sessions, self._visits, self.access.tokens, links)
+        self._inbox = Inbox(store, clock, options.retention)
+        privacy = Privacy(self._sessions, self._visits, self.access.tokens, links, self._inbox)
         self._live = Live(store, self._sessions, clock, options.retention)
-        self._api = Api(self._sessions, self._visits, privacy, links, self._live, store, options, self._gate, clock)
+        self._channels, self._workers = self._answering(links)
+        self._api = Api(
+            self._sessions, self._visits, privacy, links, self._inbox, self._live, store, options, self._gate, clock
+        )
         self._routes = Routes(self._api)
+
+    def _answering(self, links: Links) -> tuple[dict[str, Channel], list[Worker]]:
+        """The channels that this server can send by, and the workers that answer and send."""
+        options, account = self._options, self._options.whatsapp
+        channels: dict[str, Channel] = {}
+        if account.access_token and account.phone_number_id:
+            channels[CHANNEL] = _whatsapp(account, self._clock)
+        scopes = {CHANNEL: account.phone_number_id}
+        lease = options.turns.lease
+        outbox = Outbox(self.store, self._inbox, channels, scopes, self._clock, lease)
+        workers: list[Worker] = [outbox] if channels else []
+        if options.bot:
+            linking = Linking(self._inbox.people, links, self._sessions, self._clock, self._holds)
+            turns = Turns(
+                options.bot,
+                self.store,
+                self._sessions,
+                self._inbox,
+                linking,
+                self._live,
+                channels,
+                self._clock,
+                replace(options.turns, state_bytes=options.limits.state_bytes),
+                outbox.wake,
+            )
+            self._inbox.arrived = turns.wake
+            workers.append(turns)
+        return channels, workers
+
+    async def _holds(self, user_session_id: str, link: Link) -> bool:
+        """Whether what the link was made with would let somebody in now."""
+        return await self.access.holds(claims_of(self._api, user_session_id, link))
 
     @asynccontextmanager
     async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
         """For applications that mount this one: `FastAPI(lifespan=chatstate.lifespan)`. Mounted, it gets none."""
         try:
             await self._start()
-            tasks = [asyncio.create_task(work) for work in (self._sweeper.run(), self.access.run(), self._live.run())]
+            always = (self._sweeper.run(), self.access.run(), self._live.run())
+            tasks = [asyncio.create_task(work) for work in always]
+            working = [asyncio.create_task(worker.run()) for worker in self._workers]
             try:
                 yield
             finally:
-                for task in tasks:
+                for task in (*tasks, *working):
                     task.cancel()
+                await asyncio.gather(*working, return_exceptions=True)
                 with suppress(ChatStateError):  # nobody waits for it
                     await self.access.record_uses()
         finally:
             self._live.end()
             await asyncio.gather(self._sessions.drain(), self._visits.drain())
+            for channel in self._channels.values():
+                await channel.close()
             await self.store.close()
 
     async def _start(self) -> None:
@@ -91,6 +142,10 @@ class ChatState:
         if self._options.first_key and (key := await self.access.keys.create_first(self._clock())):
             self._options.first_key(key)
         await self.access.refresh()
+        if self._workers:
+            await self._inbox.open()
+        for channel in self._channels.values():
+            await channel.open()
         self._live.start()
         if self._options.require_keys and self.access.mode == "open":
             raise KeysRequired
@@ -105,11 +160,15 @@ class ChatState:
     async def respond(self, request: Request) -> Response:
         """The answer to any request. Raises only `ClientGone`."""
         request.scheme = client_scheme(request.client, request.headers, self._gate.trusted, request.scheme)
-        error = self._options.doors.refusal(request, self.access.mode)
-        if error:
-            return problem(error)
-        response = preflight(request, _METHODS) or await self._handled(request)
-        allow_origin(response, request.headers)
+        if request.path == WEBHOOK:
+            # It comes from outside, by a proxy or a tunnel, on a server without keys as well: its signature lets it in.
+            response = await self._handled(request)
+        else:
+            error = self._options.doors.refusal(request, self.access.mode)
+            if error:
+                return problem(error)
+            response = preflight(request, _METHODS) or await self._handled(request)
+            allow_origin(response, request.headers)
         if self._audit and request.action and (request.caller is not NOBODY or response.problem):
             self._audit.record(request, response, self._gate.address(request))
         return response
@@ -127,99 +186,12 @@ class ChatState:
             _log.exception("a request failed in an unexpected way")
             return problem_response("internal_error", "This is a defect of chatstate; its log says more.")
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """The ASGI interface (https://asgi.readthedocs.io, version 3)."""
-        if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        else:
-            raise ValueError(f"chatstate does not speak {scope['type']}")
 
-    async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        try:
-            response = await self.respond(_request(scope, receive))
-        except ClientGone:
-            response = Response(400)  # nobody is there to read it
-        if response.stream is not None and scope.get("http_version") == "1.0":  # it knows no chunks
-            pieces, response.stream = response.stream, None
-            response.body = b"".join([piece async for piece in pieces])
-        fields = [line.split(b": ", 1) for line in response.head().encode("latin-1").splitlines()]
-        await send({"type": "http.response.start", "status": response.status, "headers": fields})
-        if response.stream is not None and scope["method"] != "HEAD":
-            await _stream(response, response.stream, receive, send)
-        await send({"type": "http.response.body", "body": response.body})
+def _whatsapp(account: WhatsAppAccount, clock: Callable[[], datetime]) -> Channel:
+    from chatstate.channels.whatsapp.cloud import DEFAULT_GRAPH_URL, WhatsAppCloud  # noqa: PLC0415 (few servers need it)
 
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            async with self.lifespan():
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
-        except Exception as error:
-            phase = "shutdown" if self.started else "startup"
-            await send({"type": f"lifespan.{phase}.failed", "message": str(error)})
-            raise
-        await send({"type": "lifespan.shutdown.complete"})
-
-
-def _request(scope: Message, receive: Receive) -> Request:
-    mounted: str = scope.get("root_path", "")
-    path: str = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else encode_path(scope["path"])
-    path = _below(mounted, path)
-    return Request(
-        scope["method"],
-        path,
-        Headers(scope["headers"]),
-        _chunks(receive),
-        query=scope.get("query_string", b"").decode("latin-1"),
-        mount=encode_path(mounted),
-        scheme=scope.get("scheme", "http"),
-        client=peer_address(scope.get("client")),
-        version=scope.get("http_version", "1.1"),
-    )
-
-
-async def _stream(response: Response, pieces: AsyncGenerator[bytes, None], receive: Receive, send: Send) -> None:
-    """Send a body as it comes, until the client has gone: then ASGI servers take the rest without a word."""
-    gone = asyncio.create_task(_disconnected(receive))
-    if when_gone := response.gone:
-        gone.add_done_callback(lambda _: when_gone())
-    try:
-        async with aclosing(pieces):
-            async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                if gone.done():
-                    return
-                del piece  # it may be large, and the next one long in coming
-    finally:
-        gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _below(mounted: str, path: str) -> str:
-    """The raw path without the place of the mount, or without the end of it: proxies may have taken off the rest."""
-    names, segments = mounted.split("/")[1:], path.split("/")[1:]
-    for number in range(len(names), 0, -1):
-        if unquote("/".join(segments[:number])) == "/".join(names[-number:]):
-            return "/" + "/".join(segments[number:])
-    return path
-
-
-async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        yield message.get("body", b"")
-        more = message.get("more_body", False)
+    url = account.graph_url or DEFAULT_GRAPH_URL
+    return WhatsAppCloud(account.access_token, account.phone_number_id, url, clock=clock)
 
 
 def create_app(
@@ -244,25 +216,22 @@ def create_app(
     audit: Callable[[str], None] | None = None,
     require_keys: bool = False,
     first_key: Callable[[str], None] | None = None,
+    bot: Bot | None = None,
+    turn_seconds: float = 600,
+    turns_at_once: int = 100,
+    lease_seconds: float = 30,
+    whatsapp: WhatsAppAccount = WhatsAppAccount(),  # noqa: B008 (frozen)
     clock: Callable[[], datetime] = utc_now,
 ) -> ChatState:
     """An ASGI application that serves the sessions of this store.
 
-    max_state_bytes        the largest state, in bytes of UTF-8
-    require_json, require_preconditions: refuse states that are not JSON, and writes without If-Match or If-None-Match
-    history                how many versions of each session are kept; 0: the current one alone
-    idle_expiry_seconds    how long after its last write a session expires that has no expiry of its own
-    retention_days         how long anything is kept: sessions after their last write, visits after their creation
-    keep_visits            deleting a session leaves its visits
-    demo, link_page: show the chat page at /demo also when there are keys; where links lead, if no page is named
-    allow_anonymous        let callers without a credential use the routes that the replaced service had
-    allowed_origins, allowed_hosts: origins of pages that may call, and names of this server without a credential
-    trusted_proxies        networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed
-    rates                  how many requests are answered once there are keys
-    token_ttl_seconds, token_renewable_days: how long a session token is valid (up to a day), and can be renewed
-    audit                  takes each line of the audit log
-    require_keys, first_key: refuse to start without an API key; takes the one that is made if there is none yet
-    clock                  gives the time, aware and in UTC
+    Whatever has the name of a setting means the same, and has the same default: docs/reference/settings.md. Beside it:
+
+    rates                    how many requests are answered once there are keys
+    require_keys, first_key  refuse to start without an API key; takes the one that is made if there is none yet
+    bot                      answers what people write; see `chatstate.bot`
+    whatsapp                 the business number whose messages are taken and answered
+    audit, clock             takes each line of the audit log; gives the time, aware and in UTC
     """
     options = Options(
         limits=Limits(state_bytes=max_state_bytes, require_json=require_json),
@@ -277,6 +246,9 @@ def create_app(
         keep_visits=keep_visits,
         demo=demo,
         link_page=link_page,
+        bot=bot,
+        turns=TurnSettings(at_once=turns_at_once, seconds=turn_seconds, lease=timedelta(seconds=lease_seconds)),
+        whatsapp=whatsapp,
         audit=audit,
         require_keys=require_keys,
         first_key=first_key,
@@ -287,6 +259,11 @@ def create_app(
 ANONYMOUS_WANTS = (
     "--allow-anonymous lets everybody in who reaches this server, so it wants the list of pages that may call "
     "(--allowed-origins https://chat.example.org), and limits that are not 0 (--rate-per-address, --rate-per-session)."
+)
+
+WHATSAPP_WANTS = (
+    "WhatsApp wants the verify token and the id of the phone number, too (CHATSTATE_WHATSAPP_VERIFY_TOKEN, "
+    "CHATSTATE_WHATSAPP_PHONE_NUMBER_ID): what is for another number is left alone."
 )
 
 _NOT_STARTED = (

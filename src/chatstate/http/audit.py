@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from chatstate.errors import WebhookRefused
+from chatstate.hashes import session_hash
 from chatstate.http.messages import Request, Response
 from chatstate.model import format_time
-from chatstate.privacy import session_hash
 from chatstate.rates import RateLimit
 
 _REFUSAL_SECONDS = 60
@@ -56,7 +57,9 @@ class AuditLog:
 
         A stream without an end of its own also has a line when it begins: it may go on for days.
         """
-        if response.status == 429 and self._refusals.wait((request.caller.name, address)):
+        # Of what is refused without a limit to how often, one is written, too.
+        is_refused = response.status == 429 or response.problem == WebhookRefused.code
+        if is_refused and self._refusals.wait((request.caller.name, address)):
             return
         line = self._line(request, response, address)
         if response.stream is None or request.method == "HEAD":

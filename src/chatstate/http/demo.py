@@ -1,7 +1,8 @@
 """The chat page at `/demo`: what a front-end can do with this server, to try and to copy from.
 
 Its files, in the folder beside this module, are sent as they stand there; they need no build, and are walked
-through in docs/howto/demo-page.md. The page is shown on an open server, and else only where it was asked for.
+through in docs/howto/demo-page.md. The page is shown on an open server, and else only where it was asked for. Where the
+server runs a bot, the page talks to that one; else it brings one of its own.
 """
 
 from __future__ import annotations
@@ -57,9 +58,20 @@ async def demo(api: Api, _request: Request) -> Response:
     """The chat page: a small chat to try, whose source shows what a front-end does."""
     if not _is_shown(api):
         return nothing_here()
-    # The page has to know whether it needs a credential; to find out by itself would be an error in its console.
-    page = _PAGE.replace("{access}", "open" if api.gate.access.mode == "open" else "keyed")
+    page = _PAGE
+    for name, value in _facts(api).items():
+        page = page.replace(f"{{{name}}}", value)
     return Response(200, page.encode(), "text/html; charset=utf-8", policy=_POLICY)
+
+
+def _facts(api: Api) -> dict[str, str]:
+    """What the page has to know of the server; to find it out by itself would be errors in its console."""
+    bot, account = api.options.bot, api.options.whatsapp
+    return {
+        "access": "open" if api.gate.access.mode == "open" else "keyed",
+        "bot": "server" if bot else "page",
+        "whatsapp": "yes" if bot and account.app_secret and account.number else "no",
+    }
 
 
 async def demo_file(api: Api, request: Request) -> Response:

@@ -16,7 +16,7 @@ from chatstate.http.conditions import etag
 from chatstate.http.gate import bearer, key_or_token
 from chatstate.http.messages import Request, Response
 from chatstate.http.states import SESSION
-from chatstate.live import Change, Watcher
+from chatstate.live import Change, Piece, Watcher
 from chatstate.model import Session, format_time
 
 MEDIA_TYPE = "text/event-stream"
@@ -28,6 +28,14 @@ RETRY_MILLISECONDS = 2000
 """After what time an `EventSource` connects again."""
 
 _HEARTBEAT = b":\n\n"
+
+
+class ReplyEvent(Struct):
+    """The data of an event that tells more of a reply that is being written; an empty id: none is any more."""
+
+    id: str
+    text: str
+    continues: bool
 
 
 class StateEvent(Struct):
@@ -87,7 +95,9 @@ async def _events(api: Api, credential: str, watcher: Watcher, begin: bytes) -> 
             del change
 
 
-def _event(change: Change | str) -> bytes:
+def _event(change: Change | Piece | str) -> bytes:
+    if isinstance(change, Piece):  # without an id: whoever comes back asks for states
+        return b"event: reply\ndata: %b\n\n" % json.encode(ReplyEvent(*change))
     if isinstance(change, Session):
         data = StateEvent(change.chat_state, format_time(change.last_activity), change.version)
         return b"event: state\nid: %b\ndata: %b\n\n" % (etag(change.tag).encode(), json.encode(data))

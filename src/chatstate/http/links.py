@@ -110,7 +110,10 @@ class LinkRecord(Struct):
     ]
     redeemed_at: Annotated[str, Meta(description="When it was redeemed.", extra_json_schema=_TIME)] | UnsetType = UNSET
     device: (
-        Annotated[str, Meta(description="Who has redeemed it, as they say (User-Agent); shown as text, never as HTML.")]
+        Annotated[
+            str,
+            Meta(description="Who has redeemed it, as they say (User-Agent), or which channel. Text, never HTML."),
+        ]
         | UnsetType
     ) = UNSET
 
@@ -131,7 +134,7 @@ class Redeemed(Struct):
 
 async def issue_link(api: Api, request: Request) -> Response:
     """Make a link, by which a person goes on with the session on another device. It is redeemed once."""
-    grant = _grant(api, request.caller)
+    grant = grant_of(api, request.caller)
     body = await read_body(request, LinkBody, _MOST_BYTES) if await request.read(_MOST_BYTES) else LinkBody()
     findings = Findings()
     page = findings.of("page", _read_page, api, request, body.page)
@@ -142,12 +145,12 @@ async def issue_link(api: Api, request: Request) -> Response:
     session = await api.sessions.load(user_session_id)
     made = await api.links.issue(user_session_id, session.session_id, grant, now, timedelta(seconds=seconds))
     url = f"{page}#link={made.token}"
-    issued = IssuedLink(made.code, url, format_time(made.link.expires_at), _qr_code(url) if with_qr else UNSET)
+    issued = IssuedLink(made.code, url, format_time(made.link.expires_at), qr_code(url) if with_qr else UNSET)
     location = f"{request.mount}{SESSIONS}/{encode_id(user_session_id)}/links/{made.link.id}"
     return answer(issued, 201, {"location": location})
 
 
-def _grant(api: Api, caller: Caller) -> Grant:
+def grant_of(api: Api, caller: Caller) -> Grant:
     """What a token of this caller's would say now. Nobody hands on what they do not have."""
     longest = api.options.token_renewable.total_seconds()
     if claims := caller.claims:
@@ -156,7 +159,7 @@ def _grant(api: Api, caller: Caller) -> Grant:
         if len(claims.links) >= _MOST_HANDED_ON:
             raise Forbidden("This session has been handed on too often. Make the link where the chat was begun.")
         return Grant(claims.verbs, claims.auth_time, claims.azp, claims.auth_time + longest, claims.links)
-    _check_issuer(caller)
+    check_issuer(caller)
     verbs = tuple(verb for verb in DEFAULT_VERBS if verb in caller.scopes)
     if not verbs:
         raise Forbidden("This API key lacks the scope `read`, so it cannot give it to a token.", "read")
@@ -164,7 +167,7 @@ def _grant(api: Api, caller: Caller) -> Grant:
     return Grant(verbs, now, caller.key_id, now + longest)
 
 
-def _check_issuer(caller: Caller) -> None:
+def check_issuer(caller: Caller) -> None:
     """Who may make links may see them, and take them back."""
     if not caller.claims and "mint" not in caller.scopes:
         raise Forbidden("This API key lacks the scope `mint`.", "mint")
@@ -172,7 +175,7 @@ def _check_issuer(caller: Caller) -> None:
 
 async def list_links(api: Api, request: Request) -> Response:
     """List the links of a session, newest first: those that can be redeemed, and what became of the others."""
-    _check_issuer(request.caller)
+    check_issuer(request.caller)
     user_session_id = api.path_id(request)
     await api.sessions.load(user_session_id)
     now = api.clock()
@@ -181,19 +184,23 @@ async def list_links(api: Api, request: Request) -> Response:
 
 async def load_link(api: Api, request: Request) -> Response:
     """Load what became of a link: whether it was redeemed, when, and from what device."""
-    _check_issuer(request.caller)
+    check_issuer(request.caller)
     user_session_id, now = api.path_id(request), api.clock()
     return answer(link_record(await api.links.find(user_session_id, request.params["link"], now), now))
 
 
 async def take_back_link(api: Api, request: Request) -> Response:
-    """Take a link back: it cannot be redeemed any more, and what it has given is void, with all renewals."""
-    _check_issuer(request.caller)
+    """Take a link back: it cannot be redeemed any more, and what it has given is void, with all renewals; and whoever
+    goes on on a channel because of it does so no more."""
+    check_issuer(request.caller)
     user_session_id, now = api.path_id(request), api.clock()
     link = await api.links.find(user_session_id, request.params["link"], now)
     # In this order: if it is broken off here, or redeemed meanwhile, the token is void all the same.
     await api.gate.access.tokens.revoke_link(link.handle, now)
     await api.links.void(user_session_id, link, now)
+    for person_id, person in (await api.inbox.people.linked(user_session_id, now)).items():
+        if link.purpose == "channel" and person.link_id == link.id:
+            await api.inbox.people.unlink(person_id, now)
     return answer(Message("Link taken back"))
 
 
@@ -202,7 +209,7 @@ async def redeem_link(api: Api, request: Request) -> Response:
     with api.gate.guess(request):
         now = api.clock()
         user_session_id, link = await api.links.match(_code(request), now)
-        claims = _claims(api, user_session_id, link)
+        claims = claims_of(api, user_session_id, link)
         if not (await _is_there(api, user_session_id, link) and await api.gate.access.holds(claims)):
             raise LinkNotFound
         token = await api.gate.access.tokens.mint(claims, now)
@@ -226,7 +233,7 @@ async def _is_there(api: Api, user_session_id: str, link: Link) -> bool:
         return False
 
 
-def _claims(api: Api, user_session_id: str, link: Link) -> Claims:
+def claims_of(api: Api, user_session_id: str, link: Link) -> Claims:
     """What the redeemer's token says. Its `auth_time` is that of its issuer's token, or of the link if that is an API
     key: so whatever makes void what the issuer could have had does that, and links do not prolong the renewals."""
     grant, now = link.grant, api.clock().timestamp()
@@ -285,7 +292,7 @@ def _read_switch(raw: Member) -> bool:
     return bytes(raw) == b"true"
 
 
-def _qr_code(url: str) -> str:
+def qr_code(url: str) -> str:
     """The address as an image, of any size, for people who see it and those who have it read out."""
     import segno  # noqa: PLC0415 (few servers need it)
 

@@ -37,6 +37,22 @@ class RememberedRequest(Struct):
     chat_state: Annotated[str, Meta(description="The state that is kept for a retry.")] | UnsetType = UNSET
 
 
+class ChannelName(Struct):
+    """A name under which a channel knows somebody who goes on with the session there."""
+
+    channel: Annotated[str, Meta(description="The channel.", examples=["whatsapp"])]
+    kind: Annotated[str, Meta(description="What kind of name it is.", examples=["wa_id"])]
+    value: Annotated[str, Meta(description="The name itself, such as a phone number.")]
+
+
+class KeptMessage(Struct):
+    """A message that has arrived and is not answered yet, or that is to leave."""
+
+    at: Annotated[str, Meta(description="When it came, or was written.", extra_json_schema={"format": "date-time"})]
+    status: Annotated[str, Meta(description="What has become of it so far.", examples=["pending"])]
+    document: Annotated[str, Meta(description="The message as it is kept, as JSON; empty when it has left.")]
+
+
 class SessionExport(Struct):
     """Everything that is kept about a session."""
 
@@ -45,6 +61,9 @@ class SessionExport(Struct):
     remembered_requests: Annotated[list[RememberedRequest], Meta(description="For retries, at most for 24 hours.")]
     tokens_revoked_at: Annotated[str | None, Meta(description="When its session tokens were last revoked.")]
     links: Annotated[list[LinkRecord], Meta(description="Its links to other devices, newest first.")]
+    channel_names: Annotated[list[ChannelName], Meta(description="Who goes on with it on channels.")]
+    waiting_messages: Annotated[list[KeptMessage], Meta(description="What has arrived and is not answered yet.")]
+    replies: Annotated[list[KeptMessage], Meta(description="What leaves or has left on channels, for eight days.")]
     versions: Annotated[list[VersionRecord], Meta(description="Its versions that are kept, newest first.")]
     visits: Annotated[list[VisitRecord], Meta(description="Its visits, newest first.")]
 
@@ -127,7 +146,10 @@ async def _session(api: Api, held: Held, user_id: str | None = None) -> AsyncGen
     revoked = format_time(held.tokens_revoked_at) if held.tokens_revoked_at else None
     links = [link_record(link, api.clock()) for link in held.links]
     shown = record(held.session) if held.session else None
-    export = SessionExport(held.user_session_id, shown, remembered, revoked, links, [], [])
+    names = [ChannelName(person.channel, *name) for person in held.people for name in person.contact.ids]
+    waiting = [KeptMessage(format_time(entry.received_at), entry.status, entry.document) for entry in held.waiting]
+    replies = [KeptMessage(format_time(entry.created_at), entry.status, entry.document) for entry in held.replies]
+    export = SessionExport(held.user_session_id, shown, remembered, revoked, links, names, waiting, replies, [], [])
     yield json.encode(export).removesuffix(b'"versions":[],"visits":[]}')
     versions = (version_record(version) async for version in api.privacy.versions(held.user_session_id))
     async for piece in _array(b'"versions":', versions):

@@ -17,7 +17,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from chatstate.http.app import ChatState
+from chatstate.http.application import Application
 from chatstate.http.deadlines import Watch
 from chatstate.http.messages import Headers, Request, Response
 from chatstate.http.problems import problem_response
@@ -108,7 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
     TICK_SECONDS: float = 1
     MAX_CONNECTIONS: int = 4096
 
-    app: ChatState
+    app: Application
     _watch: Watch
     _peer = ""
     _since = 0  # the tick in which the connection was opened, or its latest request began, or that one's body

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chatstate.http import demo, events, links, pages, privacy, states, tokens, visits
+from chatstate.http import channels, demo, events, links, pages, privacy, states, tokens, visits, whatsapp
 from chatstate.http.api import STORE_PROBLEMS, Api, Endpoint
 from chatstate.http.gate import NONE, Credential
 from chatstate.http.messages import Request, Response
 from chatstate.http.problems import nothing_here, problem_response
 from chatstate.http.reference import docs, openapi
 from chatstate.http.shapes import Message
-from chatstate.http.wire import answer, encode_id
+from chatstate.http.wire import answer
 from chatstate.stores.base import StoreStatus
 
 
@@ -33,6 +33,8 @@ ENDPOINTS = (
     *visits.ENDPOINTS,
     *tokens.ENDPOINTS,
     *links.ENDPOINTS,
+    *channels.ENDPOINTS,
+    *whatsapp.ENDPOINTS,
     *privacy.ENDPOINTS,
     Endpoint("GET", "/healthz", NONE, alive, "Server", None, {200: Message}),
     Endpoint("GET", "/readyz", NONE, ready, "Server", None, {200: StoreStatus}, STORE_PROBLEMS),
@@ -69,7 +71,7 @@ class Routes:
             node.endpoints[endpoint.method] = endpoint
             if endpoint.method == "GET":
                 node.endpoints["HEAD"] = endpoint  # who carries the answer leaves its body out
-            if isinstance(endpoint.body, Mapping):
+            if endpoint.method == "PATCH" and isinstance(endpoint.body, Mapping):
                 node.accept_patch = ", ".join(endpoint.body)
 
     def _grow(self, path: str) -> _Node:
@@ -116,8 +118,3 @@ def _check_declared(endpoint: Endpoint) -> None:
     """Python takes any value; a route that wants nothing to be shown must say so."""
     if not isinstance(endpoint.credential, Credential):
         raise TypeError(f"The route {endpoint.method} {endpoint.path} does not declare which credential it wants.")
-
-
-def encode_path(path: str) -> str:
-    """The path as it stands in addresses."""
-    return "/".join(encode_id(segment) for segment in path.split("/"))

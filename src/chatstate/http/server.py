@@ -17,7 +17,7 @@ from types import FrameType
 import uvicorn
 
 from chatstate.errors import StartError
-from chatstate.http.app import ChatState
+from chatstate.http.application import Application
 from chatstate.http.protocol import SHUTDOWN_SECONDS, HttpProtocol
 
 BACKLOG = 2048
@@ -76,7 +76,7 @@ def _cannot_bind(port: int, error: OSError) -> str:
 
 
 def run(
-    app: ChatState,
+    app: Application,
     sockets: list[socket.socket],
     started: Callable[[], Awaitable[None]],
     *,
@@ -134,7 +134,7 @@ def allow_files_for(connections: int) -> int:
     return possible
 
 
-async def _serve(app: ChatState, server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+async def _serve(app: Application, server: uvicorn.Server, sockets: list[socket.socket]) -> None:
     async with app.lifespan():
         await server.serve(sockets)
 

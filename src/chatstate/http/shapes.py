@@ -13,17 +13,18 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from chatstate.model import MAX_EXPIRES_IN, MAX_ID_LENGTH
 from chatstate.patches import MAX_OPERATIONS
 
+ID_SCHEMA = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_LENGTH,
+    "pattern": r"^(?!\.{1,2}$)[^\u0000-\u001f\u007f-\u009f]+$",
+}
 UserSessionId = Annotated[
     Raw,
     Meta(
         description="The id under which the bot finds the session again: any text without control characters.",
         examples=["session_12345"],
-        extra_json_schema={
-            "type": "string",
-            "minLength": 1,
-            "maxLength": MAX_ID_LENGTH,
-            "pattern": r"^(?!\.{1,2}$)[^\u0000-\u001f\u007f-\u009f]+$",
-        },
+        extra_json_schema=ID_SCHEMA,
     ),
 ]
 ChatState = Annotated[

@@ -168,7 +168,8 @@ async def restore(api: Api, request: Request) -> Response:
 
 
 async def delete(api: Api, request: Request) -> Response:
-    """Delete a session: all that is kept about it, its visits too. If it is interrupted, the next try goes on."""
+    """Delete a session: all that is kept about it, its visits and messages too. If it is interrupted, the next try
+    goes on."""
     user_session_id = api.path_id(request)
     expect, once = await _conditions(api, request, "delete")
     replayed = False
@@ -177,7 +178,9 @@ async def delete(api: Api, request: Request) -> Response:
         replayed = await _current_shown(api, request, user_session_id, write)
     except SessionNotFound:
         await api.links.erase(user_session_id, api.clock())
-        if api.options.keep_visits or not await api.visits.erase(user_session_id):
+        had_mail = await api.inbox.erase(user_session_id)
+        had_visits = not api.options.keep_visits and await api.visits.erase(user_session_id)
+        if not (had_mail or had_visits):
             raise
     else:
         await _erase_rest(api, user_session_id)
@@ -186,13 +189,14 @@ async def delete(api: Api, request: Request) -> Response:
 
 
 async def _erase_rest(api: Api, user_session_id: str) -> None:
-    """Erase the links and the visits of a session that has just been deleted."""
+    """Erase the links, the messages and the visits of a session that has just been deleted."""
     try:
         await api.links.erase(user_session_id, api.clock())
+        await api.inbox.erase(user_session_id)
         if not api.options.keep_visits:
             await api.visits.erase(user_session_id)
     except StoreError as error:  # which may say that nothing was written
-        raise OutcomeUnknown("The session is deleted, its visits are not, or not all of them. Try again.") from error
+        raise OutcomeUnknown("The session is deleted, its messages or visits are not. Try again.") from error
 
 
 async def list_sessions(api: Api, request: Request) -> Response:

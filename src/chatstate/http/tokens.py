@@ -131,8 +131,11 @@ async def revoke(api: Api, request: Request) -> Response:
     user_session_id = api.path_id(request)
     if user_session_id == request.session:
         await api.gate.access.tokens.revoke(user_session_id, api.clock())
+        for person_id in await api.inbox.people.linked(user_session_id, api.clock()):
+            await api.inbox.people.unlink(person_id, api.clock())  # they came by a link, which is as good as a token
     else:  # as much work, and nothing is remembered of a session that is not theirs
         await api.gate.access.tokens.forget(user_session_id, api.clock())
+        await api.inbox.people.linked(user_session_id, api.clock())
     return answer(Message("Session tokens revoked"))
 
 

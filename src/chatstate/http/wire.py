@@ -80,6 +80,11 @@ def encode_id(user_session_id: str) -> str:
     return quote(user_session_id, safe="")
 
 
+def encode_path(path: str) -> str:
+    """The path as it stands in addresses."""
+    return "/".join(encode_id(segment) for segment in path.split("/"))
+
+
 Body = TypeVar("Body", bound=Struct)
 Value = TypeVar("Value")
 

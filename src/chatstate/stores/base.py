@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from msgspec import Meta, Struct
 
 from chatstate.errors import StoreError
+from chatstate.mailbox import InboxEntry, MailOutcome, MailQuery, MailWrite, OutboxEntry
 from chatstate.model import (
     ANYTHING,
     KEEP,
@@ -48,10 +49,10 @@ from chatstate.visit import UserSessionQuery, Visit, VisitOutcome, VisitQuery, V
 if TYPE_CHECKING:
     from chatstate.stores.feed import Changed, Feed
 
-AnyWrite = Write | VisitWrite | RecordWrite | Rewrite
+AnyWrite = Write | VisitWrite | RecordWrite | MailWrite | Rewrite
 """A write of any collection."""
 
-Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | RecordOutcome | Rewritten | StoreError
+Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | RecordOutcome | MailOutcome | Rewritten | StoreError
 """What became of one write: the session, visit or record as it is now, its removal, or why nothing changed."""
 
 Query = (
@@ -63,9 +64,23 @@ Query = (
     | VisitQuery
     | UserSessionQuery
     | RecordQuery
+    | MailQuery
     | StoredQuery
 )
-Row = Session | Summary | Tagged | Version | Replay | Remembered | Visit | Record | Stored | str
+Row = (
+    Session
+    | Summary
+    | Tagged
+    | Version
+    | Replay
+    | Remembered
+    | Visit
+    | Record
+    | InboxEntry
+    | OutboxEntry
+    | Stored
+    | str
+)
 
 
 class StoreStatus(Struct, frozen=True):
@@ -81,6 +96,9 @@ class Store(ABC):
     write_lanes: ClassVar[int] = 2
     read_lanes: ClassVar[int] = 2
     """How many `commit`, and how many `load` calls at once this store makes good use of."""
+
+    is_exclusive = False
+    """Whether no other server can work on the database as long as this store is open."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -123,10 +141,11 @@ class Store(ABC):
     async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
         """Carry out writes to distinct ids; return when all accepted ones are durable, an outcome for each, in order.
 
-        Each write is atomic by itself: it compares what it finds with `expect` and changes the session, its history
-        and what is remembered of its idempotency key in one step, and what happens to one write does not depend on its
-        neighbours. A session that has expired is absent, and a creation in its place leaves nothing of it. A key that
-        is remembered makes the write a `Replay`, whatever it expects.
+        Each write is atomic by itself: it compares what it finds with `expect` and changes the session, its history,
+        what is remembered of its idempotency key, what it settles in the inbox and what it sends by the outbox, in one
+        step; and what happens to one write does not depend on its neighbours. A session that has expired is absent, and
+        a creation in its place leaves nothing of it. A key that is remembered makes the write a `Replay`, and a message
+        that is done makes it `Settled(False)`, whatever it expects.
 
         When the call raises `OutcomeUnknown`, any of the writes may have happened. When it raises anything else, none
         has: a value that the store cannot keep makes the whole call fail with `WriteRefused`, and a row that another
@@ -150,7 +169,7 @@ class Store(ABC):
     @abstractmethod
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         """Remove what has expired by `now`, about `limit` rows at most of each kind: sessions, idempotency keys and
-        records; and visits that have been kept for long enough.
+        records; visits that have been kept for long enough; and messages of eight days ago that are done.
 
         `after` is None at first, then what the step before gave as `next`. Many processes may sweep at once: none
         waits for another, and rows that are being written are left for the next time.

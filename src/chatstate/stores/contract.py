@@ -6,7 +6,7 @@
 
 `open_store` is awaited for each store and opens a new one on the same database. A check that does not hold raises
 AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and sessions
-are removed at the end, so the suite may run on a database that holds others. Visits and records stay.
+are removed at the end, so the suite may run on a database that holds others. Visits, records and messages stay.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from chatstate.model import (
 )
 from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable
 from chatstate.stores.feed_contract import FeedChecks
+from chatstate.stores.mailbox_contract import MailboxChecks
 from chatstate.stores.record_contract import RecordChecks
 from chatstate.stores.stored_contract import StoredChecks
 from chatstate.stores.turn_contract import TurnChecks
@@ -114,7 +115,7 @@ async def run(check: str, open_store: OpenStore) -> None:
         await contract.other.close()
 
 
-class Contract(TurnChecks, VisitChecks, RecordChecks, StoredChecks, FeedChecks):
+class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, FeedChecks):
     """The checks, and two stores that they work on."""
 
     def __init__(self, open_store: OpenStore, one: Store, other: Store) -> None:
@@ -380,7 +381,7 @@ _NOT_CHECKS = {"id", "commit", "load", "at_once"}
 
 CHECKS = [
     name
-    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, StoredChecks, FeedChecks)
+    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, FeedChecks)
     for name in vars(checks)
     if not name.startswith("_") and name not in _NOT_CHECKS
 ]

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from chatstate.encryption import MARK, KeyRing
 from chatstate.errors import StateUnreadable, StoreError, WriteRefused
+from chatstate.mailbox import InboxEntry, OutboxEntry, Receive, Settle
 from chatstate.model import (
     KEEP,
     Conflict,
@@ -39,6 +40,9 @@ _WITNESS = ("encryption", "witness")
 STATES = "chat_state"
 """The collection that states are bound to, those of sessions, of their versions, and of remembered requests alike."""
 
+INBOX, OUTBOX = "inbox", "outbox"
+"""Those of messages."""
+
 _ALARM_SECONDS = 60.0
 """How often at most the log says that states cannot be read."""
 
@@ -53,6 +57,7 @@ class EncryptedStore(Store):
         self.ring = ring
         self.write_lanes = store.write_lanes  # type: ignore[misc]
         self.read_lanes = store.read_lanes  # type: ignore[misc]
+        self.is_exclusive = store.is_exclusive
         self._clock = clock
         self._alarmed: dict[str, float] = {}
 
@@ -125,12 +130,22 @@ class EncryptedStore(Store):
     # --- On the way in ------------------------------------------------------------------------------------------------
 
     def _sealed(self, write: AnyWrite) -> AnyWrite:
-        if isinstance(write, Save) and write.chat_state is not None:
+        if isinstance(write, Save):
+            if write.settles:
+                write = replace(write, settles=self._sealed_sends(write.settles))
+            if write.chat_state is None:
+                return write
             sealed = self._seal(STATES, write.user_session_id, write.chat_state)
             return write if sealed is write.chat_state else replace(write, chat_state=sealed)
         if isinstance(write, PutRecord):
             return replace(write, document=self._seal(write.collection, write.key, write.document))
-        return write
+        if isinstance(write, Receive):
+            return replace(write, document=self._seal(INBOX, write.key, write.document))
+        return self._sealed_sends(write) if isinstance(write, Settle) else write
+
+    def _sealed_sends(self, write: Settle) -> Settle:
+        sends = (replace(send, document=self._seal(OUTBOX, send.key, send.document)) for send in write.sends)
+        return replace(write, sends=tuple(sends))
 
     def _seal(self, collection: str, name: str, text: str) -> str:
         if self.ring.newest is None and not text.startswith(MARK):
@@ -172,7 +187,17 @@ class EncryptedStore(Store):
             return self._opened(row)
         if isinstance(row, Record):
             return replace(row, document=self._open(row.collection, row.key, row.document))
+        if isinstance(row, InboxEntry | OutboxEntry) and row.document:
+            return self._entry(row)
         return row
+
+    def _entry(self, row: InboxEntry | OutboxEntry) -> Row:
+        """The message with its document. One that cannot be read must not hide the others."""
+        try:
+            collection = INBOX if isinstance(row, InboxEntry) else OUTBOX
+            return replace(row, document=self._open(collection, row.key, row.document))
+        except StateUnreadable:
+            return replace(row, document="", is_readable=False)
 
     def _of_session(self, user_session_id: str, row: Any) -> Any:
         """A `Version`, a `Replay` or what is `Remembered`, of this session."""

@@ -23,6 +23,7 @@ from chatstate.errors import (
     StoreUnavailable,
     StoreUnreachable,
 )
+from chatstate.mailbox import MailQuery, MailWrite, Settled
 from chatstate.model import (
     EARLIEST,
     KEEP,
@@ -47,7 +48,7 @@ from chatstate.model import (
     Write,
 )
 from chatstate.record import RecordQuery, RecordWrite
-from chatstate.stores import postgres_records, postgres_stored, postgres_visits, sql
+from chatstate.stores import postgres_mailbox, postgres_records, postgres_stored, postgres_visits, sql
 from chatstate.stores import postgres_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.feed import Changed, Feed
@@ -164,6 +165,7 @@ class PostgresStore(Store):
             Write: lambda some: self._commit_sessions(some, retention),
             VisitWrite: self._commit_visits,
             RecordWrite: self._commit_records,
+            MailWrite: self._commit_mail,
             Rewrite: self._rewrite,
         }
         for kind, commit in kinds.items():
@@ -183,6 +185,9 @@ class PostgresStore(Store):
     async def _commit_records(self, writes: Sequence[RecordWrite]) -> list[Outcome]:
         several = len(writes) > 1
         return await self._tried(several, lambda on: postgres_records.apply_records(on, self._table, writes))
+
+    async def _commit_mail(self, writes: Sequence[MailWrite]) -> list[Outcome]:
+        return await self._tried(True, lambda on: postgres_mailbox.apply_mail(on, self._table, writes))
 
     async def _rewrite(self, writes: Sequence[Rewrite]) -> list[Outcome]:
         return await self._tried(True, lambda on: postgres_stored.rewrite(on, self._table, writes))
@@ -243,14 +248,16 @@ class PostgresStore(Store):
     ) -> dict[str, Outcome]:
         groups = _by_verb(writes, earlier)
         keyed = [write for write in writes if write.once]
+        settling = [write for write in writes if isinstance(write, Save) and write.settles]
         several = len(groups) > 1
         async with (
             acquired(self._open_pool) as connection,
-            self._unit(connection, several or bool(keyed) or self._facts.through_pooler),
+            self._unit(connection, several or bool(keyed or settling) or self._facts.through_pooler),
         ):
+            outcomes = await self._settled_before(connection, settling)
             if several:
                 await connection.fetch(self._statement("lock"), [write.user_session_id for write in writes])
-            outcomes = await self._replays(connection, keyed)
+            outcomes |= await self._replays(connection, keyed)
             for verb, group in groups.items():
                 left = [write for write in group if write.user_session_id not in outcomes]
                 if left:
@@ -259,6 +266,7 @@ class PostgresStore(Store):
                     )
                     outcomes |= sessions.outcomes(left, rows)
             await self._remember(connection, keyed, outcomes)
+            await self._settle(connection, settling, outcomes)
         outcomes |= {
             write.user_session_id: OutcomeUnknown(_CHANGED_BY_TRIGGER)
             for write in groups.get("upsert", ())  # an upsert gives a row, unless a foreign trigger is in its way
@@ -282,6 +290,27 @@ class PostgresStore(Store):
             rows = await connection.fetch(self._statement("remember"), *sessions.remembered(done))
             if len(rows) < len(done):
                 raise RolledBack
+
+    async def _settled_before(self, connection: Any, settling: Sequence[Save]) -> dict[str, Outcome]:
+        """Those of the writes whose messages are done already; the others' messages are locked."""
+        if not settling:
+            return {}
+        settles = [write.settles for write in settling if write.settles]
+        still_open = await postgres_mailbox.open_keys(connection, self._table, settles)
+        return {
+            write.user_session_id: Settled(False)
+            for write in settling
+            if write.settles and write.settles.key not in still_open
+        }
+
+    async def _settle(self, connection: Any, settling: Sequence[Save], outcomes: dict[str, Outcome]) -> None:
+        done = [
+            write.settles
+            for write in settling
+            if write.settles and isinstance(outcomes.get(write.user_session_id), Session)
+        ]
+        if done:
+            await postgres_mailbox.settle(connection, self._table, done)
 
     async def _conflicts(self, losers: Sequence[Write], retention: Retention) -> dict[str, Outcome]:
         """What the writes that changed nothing have run into; perhaps a duplicate of themselves."""
@@ -307,6 +336,8 @@ class PostgresStore(Store):
                 return await postgres_visits.user_sessions(connection, self._table, query)
             if isinstance(query, RecordQuery):
                 return await postgres_records.records(connection, self._table, query)
+            if isinstance(query, MailQuery):
+                return await postgres_mailbox.mail(connection, self._table, query)
             if isinstance(query, StoredQuery):
                 return await postgres_stored.stored(connection, self._table, query)
             statement, given, read = self._listing(query)
@@ -345,6 +376,8 @@ class PostgresStore(Store):
             others = [
                 len(await connection.fetch(self._statement(name), end.isoformat(), limit)) for name, end in ends.items()
             ]
+            for statement, given in postgres_mailbox.sweeps(self._table, now, retention):
+                others.append(len(await connection.fetch(statement, *given, limit)))
             removed: list[Any] = []
             if self._table.finds_expired:
                 removed = await connection.fetch(self._statement("sweep"), now.isoformat(), limit)

@@ -61,6 +61,7 @@ class PostgresHints(Hints):
         self._wake = asyncio.Event()
         self._hears = True  # or nothing has failed yet
         self._task: asyncio.Task[None] | None = None
+        self._process: int | None = None  # of PostgreSQL, which serves the connection
 
     def listen(self, acquire: Acquire, schema: str) -> None:
         """Hear other servers, and tell them; from now on, and until `close`."""
@@ -151,6 +152,7 @@ class PostgresHints(Hints):
         """Listen and tell, until the connection is lost."""
         async with acquire() as connection:
             try:
+                self._process = connection.get_server_pid()
                 connection.add_termination_listener(lambda _: self._wake.set())
                 await connection.add_listener(CHANNEL, self._hear)
                 await connection.execute(_NOTIFY, CHANNEL, [_HELLO])
@@ -167,8 +169,8 @@ class PostgresHints(Hints):
                 with suppress(*DRIVER_ERRORS):  # the pool makes another one; this one still listens
                     await connection.close(timeout=_GOODBYE_SECONDS)
 
-    def _hear(self, connection: Any, process: int, _channel: str, message: str) -> None:
-        if process == connection.get_server_pid():
+    def _hear(self, _connection: Any, process: int, _channel: str, message: str) -> None:
+        if process == self._process:  # said here; the connection may be lost by now, and cannot be asked
             return
         if message == _HELLO:
             self._wake.set()  # it shall know at once whether somebody follows anything here

@@ -28,6 +28,7 @@ from chatstate.errors import (
     StoreUnreachable,
     WriteRefused,
 )
+from chatstate.mailbox import DueQuery, InboxQuery, MailWrite, OutboxQuery
 from chatstate.model import (
     KEEP,
     RememberedQuery,
@@ -42,7 +43,7 @@ from chatstate.model import (
     VersionQuery,
 )
 from chatstate.record import RecordQuery, RecordWrite
-from chatstate.stores import sql, sqlite_records, sqlite_sessions, sqlite_stored, sqlite_visits
+from chatstate.stores import sql, sqlite_mailbox, sqlite_records, sqlite_sessions, sqlite_stored, sqlite_visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
@@ -69,6 +70,7 @@ class SQLiteStore(Store):
     def __init__(self, path: Path, owner: bool = True, create: bool = True) -> None:
         self._path = path.resolve()
         self._create = create
+        self.is_exclusive = owner
         self._lock = FileLock(f"{self._path}.lock", timeout=0) if owner else None
         self._writer = _Worker(self._path)
         self._reader = _Worker(self._path)
@@ -240,14 +242,16 @@ def _migrate(connection: apsw.Connection) -> list[str]:
 
 def _commit(connection: apsw.Connection, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
     with _transaction(connection):
-        return [_apply(connection, write, retention) for write in writes]
+        return [_apply(connection, write, retention, place) for place, write in enumerate(writes)]
 
 
-def _apply(connection: apsw.Connection, write: AnyWrite, retention: Retention) -> Outcome:
+def _apply(connection: apsw.Connection, write: AnyWrite, retention: Retention, place: int) -> Outcome:
     if isinstance(write, VisitWrite):
         return sqlite_visits.apply_visit(connection, write)
     if isinstance(write, RecordWrite):
         return sqlite_records.apply_record(connection, write)
+    if isinstance(write, MailWrite):
+        return sqlite_mailbox.apply_mail(connection, write, place)
     if isinstance(write, Rewrite):
         return sqlite_stored.rewrite(connection, write)
     return sqlite_sessions.apply(connection, write, retention)
@@ -262,6 +266,9 @@ _LISTS: dict[type[Query], Callable[[apsw.Connection, Any], Sequence[Row]]] = {
     VisitQuery: sqlite_visits.visits,
     UserSessionQuery: sqlite_visits.user_sessions,
     RecordQuery: sqlite_records.records,
+    InboxQuery: sqlite_mailbox.inbox,
+    OutboxQuery: sqlite_mailbox.outbox,
+    DueQuery: sqlite_mailbox.due,
     StoredQuery: sqlite_stored.stored,
 }
 

@@ -19,7 +19,7 @@ from chatstate.record import (
     RecordWrite,
 )
 from chatstate.stores import sql
-from chatstate.stores.sqlite_sessions import microseconds, time_of
+from chatstate.stores.sqlite_times import microseconds, time_of
 
 _PUT, _CHANGE, _DROP = (sql.statement("sqlite", f"{verb}_record") for verb in ("put", "change", "drop"))
 _FIND, _LIST = sql.statement("sqlite", "find_record"), sql.statement("sqlite", "list_records")

@@ -5,14 +5,14 @@ and what writes runs inside a transaction, which holds SQLite's one write lock: 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import apsw
 from msgspec import json
 
+from chatstate.mailbox import Settled
 from chatstate.model import (
-    LATEST,
     REMEMBERED_FOR,
     Conflict,
     Delete,
@@ -36,12 +36,9 @@ from chatstate.model import (
     Write,
     prefix_end,
 )
-from chatstate.stores import sql
+from chatstate.stores import sql, sqlite_mailbox
 from chatstate.stores.base import Outcome, verb_for
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_LAST = (LATEST - _EPOCH) // _MICROSECOND
+from chatstate.stores.sqlite_times import MICROSECOND, microseconds, time_of
 
 _GONE = "coalesce(expires_at <= :now, updated_at <= :idle_since, 0)"
 """Whether a session has expired: by its own expiry, else by the server's for idle sessions."""
@@ -65,14 +62,6 @@ _SWEEP, _SWEEP_KEYS, _SWEEP_IDLE, _PAGE = map(_statement, ("sweep", "sweep_keys"
 _SWEEP_RECORDS, _SWEEP_VISITS = _statement("sweep_records"), _statement("sweep_visits")
 
 Parameters = dict[str, Any]
-
-
-def microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def time_of(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=min(microseconds, _LAST))
 
 
 def _time_or_none(microseconds: int | None) -> datetime | None:
@@ -114,6 +103,9 @@ def apply(connection: apsw.Connection, write: Write, retention: Retention) -> Ou
     parameters = _parameters(write, retention)
     if write.once and (replay := _recall(connection, parameters)):
         return replay
+    settles = write.settles if isinstance(write, Save) else None
+    if settles and not sqlite_mailbox.is_open(connection, settles):
+        return Settled(False)
     if retention.history and isinstance(write, Save):
         connection.execute(_RECORD_PRIOR, parameters)
     outcome = _try(connection, write, parameters)
@@ -125,6 +117,8 @@ def apply(connection: apsw.Connection, write: Write, retention: Retention) -> Ou
         _record(connection, outcome, parameters, retention.history)
     if write.once and isinstance(outcome, Session | Deleted):
         connection.execute(_REMEMBER, parameters | _remembered(write, outcome))
+    if settles and isinstance(outcome, Session):
+        sqlite_mailbox.settle(connection, settles)
     return outcome
 
 
@@ -193,7 +187,7 @@ _NOTHING_KEPT: Parameters = {"expires_at": None, "chat_state": None}
 def _remembered(write: Write, outcome: Session | Deleted) -> Parameters:
     session_id, version = outcome.tag
     row: Parameters = {"session_id": session_id, "version": version, "deleted": isinstance(outcome, Deleted)}
-    row["forget_at"] = microseconds(write.now) + REMEMBERED_FOR // _MICROSECOND
+    row["forget_at"] = microseconds(write.now) + REMEMBERED_FOR // MICROSECOND
     if isinstance(outcome, Deleted) or isinstance(write, Delete):
         now = microseconds(write.now)
         return row | {
@@ -329,6 +323,7 @@ def sweep(connection: apsw.Connection, now: datetime, retention: Retention, afte
         of_others.append(_SWEEP_VISITS)
         parameters["kept_since"] = microseconds(kept_since)
     others = [len(connection.execute(statement, parameters).fetchall()) for statement in of_others]
+    others.append(sqlite_mailbox.sweep(connection, now, retention, limit))
     more = limit in (removed, *others)
     if retention.idle is None:
         return Swept(removed, "" if more else None)

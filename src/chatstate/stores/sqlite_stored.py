@@ -10,7 +10,14 @@ from chatstate.encryption import SEALED
 from chatstate.model import Rewrite, Rewritten, Shelf, Stored, StoredQuery
 from chatstate.stores import sql
 
-_TEXTS = {"sessions": "chat_state", "versions": "v.chat_state", "remembered": "chat_state", "records": "document"}
+_TEXTS: dict[Shelf, str] = {
+    "sessions": "chat_state",
+    "versions": "v.chat_state",
+    "remembered": "chat_state",
+    "records": "document",
+    "inbox": "document",
+    "outbox": "document",
+}
 """The column of each shelf."""
 
 _WANTING = (

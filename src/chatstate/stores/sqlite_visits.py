@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 
 from chatstate.model import Within
 from chatstate.stores import sql
-from chatstate.stores.sqlite_sessions import microseconds, time_of
+from chatstate.stores.sqlite_times import microseconds, time_of
 from chatstate.visit import (
     Changes,
     ChangeVisit,

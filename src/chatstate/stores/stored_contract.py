@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, cast, get_args
 
+from chatstate.mailbox import Receive, Send, Settle
 from chatstate.model import (
     PRESENT,
     IdempotencyKey,
@@ -64,7 +65,20 @@ class StoredChecks:
             await self.one.commit([touch])
         for key in "abcd":
             await self.commit(PutRecord(collection=self.prefix, key=key, document=f"document {key}", now=NOW))
+            await self.commit(self._arriving(key))
+            await self.commit(Settle(key=f"{self.prefix}{key}", now=NOW, sends=(self._leaving_by(key),)))
+            await self.commit(self._arriving(f"{key}2"))
         return await self._both()
+
+    def _arriving(self, key: str) -> Receive:
+        return Receive(
+            key=f"{self.prefix}{key}", conversation=self.prefix, document=f"message {key}", sent_at=NOW, now=NOW
+        )
+
+    def _leaving_by(self, key: str) -> Send:
+        return Send(
+            key=f"{self.prefix}{key}", conversation=self.prefix, user_session_id=self.id(0), document=f"reply {key}"
+        )
 
     def _writing(self, user_session_id: str, state: str | None, number: int, **given: Any) -> Save:
         return Save(
@@ -88,6 +102,8 @@ class StoredChecks:
         assert places["versions"] == [(name, str(version)) for name in ids for version in (1, 2, 3)]
         assert places["remembered"] == [(name, "caller", "key") for name in ids]
         assert places["records"] == [(self.prefix, key) for key in "abcd"]
+        assert places["inbox"] == [(f"{self.prefix}{key}2",) for key in "abcd"]
+        assert places["outbox"] == [(f"{self.prefix}{key}",) for key in "abcd"]
 
     async def a_text_that_is_all_right_is_not_shown(self) -> None:
         await self._fill()
@@ -114,6 +130,7 @@ class StoredChecks:
         for shelf, place in (
             *(("sessions", (self.id(),)), ("versions", (self.id(), "1"))),
             *(("remembered", (self.id(), "caller", "key")), ("records", (self.prefix, "key"))),
+            *(("inbox", (self.prefix,)), ("outbox", (self.prefix,))),
         ):
             write = Rewrite(shelf=cast(Shelf, shelf), place=place, text="", replaced_by="new")
             assert await self.commit(write) == Rewritten(False)

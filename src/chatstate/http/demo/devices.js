@@ -1,6 +1,6 @@
 /** Moving a chat to another device, and being let in: links, codes and session tokens. */
 import { redeem } from "../client.js";
-import { $, timeOf } from "./view.js";
+import { $, goodFor, timeOf } from "./view.js";
 
 /** Whether the server lets everybody on this machine in; else each request wants a session token. */
 export const isOpen = document.documentElement.dataset.access === "open";
@@ -32,6 +32,13 @@ export function forgetToken() {
 /** What the client is given as `token` for this session: it asks again when the server does not take the last one. */
 export function bearer(id) {
   return id && kept().user_session_id === id ? () => kept().token ?? "" : undefined;
+}
+
+/** Ask the server something about this session; `path` is what stands behind its id in the address. */
+export function request(id, path, { headers, ...options } = {}) {
+  const token = bearer(id)?.();
+  const url = new URL(`../chat-state-sessions/${encodeURIComponent(id)}/${path}`, import.meta.url);
+  return fetch(url, { ...options, headers: { ...headers, ...(token && { Authorization: `Bearer ${token}` }) } });
 }
 
 /** Half of its time is over: ask for another one. The server gives it as long as the session may be renewed. */
@@ -66,7 +73,7 @@ export function arrive(reason) {
 }
 
 function ask(panel) {
-  $("hand-off-dialog").close();
+  for (const dialog of document.querySelectorAll("dialog")) dialog.close();
   page.showPanel(panel);
   $(`${panel}-title`).focus();
   return true;
@@ -109,7 +116,7 @@ function handOff() {
 async function makeLink() {
   const { id, state } = page.shown();
   link = undefined;
-  if (!state?.messages.length) return showLink(undefined, "There is nothing to go on with yet: answer the first question, then come back.");
+  if (!state?.messages?.length) return showLink(undefined, "There is nothing to go on with yet: write something first, then come back.");
   showLink(undefined, "Making a link…");
   try {
     link = { session: id, ...(await page.shown().handOff({ qr: true })) };
@@ -139,7 +146,7 @@ function follow(shown) {
   const timer = setInterval(async () => {
     if (shown !== link) return clearInterval(timer);
     const left = Math.round((Date.parse(shown.expires_at) - Date.now()) / 1000);
-    $("hand-off-left").textContent = `Good for ${Math.max(0, Math.floor(left / 60))}:${String(Math.max(0, left % 60)).padStart(2, "0")} min.`;
+    $("hand-off-left").textContent = goodFor(left);
     const redeemed = await shown.redeemed().catch(() => null);
     if (shown !== link || !(redeemed || left <= 0)) return undefined;
     clearInterval(timer);

@@ -1,12 +1,17 @@
 /**
  * The chat page. This file is the part that every front-end has: open a session, show its state, change it, and show how
- * the saving goes. What the bot says is in bot.js, how it looks in view.js.
+ * the saving goes. What the bot says is in bot.js, how it looks in view.js. Where the server runs a bot, server-bot.js takes
+ * the place of both ends: what is said goes through it, and so does what is shown.
  */
 import { ApiService, openSession } from "../client.js";
 import { choicesOf, isChat, languageOf, messagesOf, NEW_CHAT, newId, say, stepOf } from "./bot.js";
 import { arrive, bearer, forgetToken, isOpen, startDevices } from "./devices.js";
+import * as serverBot from "./server-bot.js";
 import { markCurrent, refreshSessions, startSessions } from "./sessions.js";
 import { $, shortened, showChoices, showMessages, showSign } from "./view.js";
+import { noticeChat, startWhatsApp } from "./whatsapp.js";
+
+const { hasServerBot } = serverBot;
 
 const LAST = "chatstate-demo:last"; // where the browser remembers which chat was open
 
@@ -17,13 +22,14 @@ const opened = new Map(); // all that are open, by id: what is unsaved in one th
 
 /** Show this session. Its id stands in the address, so refreshing the page leads back here. */
 function show(id) {
-  const session = opened.get(id) ?? openSession(id, { initial: NEW_CHAT, token: bearer(id) });
+  const session = opened.get(id) ?? openSession(id, { initial: hasServerBot ? serverBot.EMPTY : NEW_CHAT, token: bearer(id) });
   if (!opened.has(id)) {
     opened.set(id, session);
     session.subscribe(() => session === chat && render());
   }
   if (chat && chat !== session) leave(chat);
   chat = session;
+  if (hasServerBot) serverBot.follow(id);
   history.replaceState(null, "", `?session=${encodeURIComponent(id)}`);
   remember(id);
   showPanel("chat");
@@ -81,11 +87,21 @@ function render() {
   if (status === "error" && error.status === 401) return lockOut();
   if ($("chat").hidden && $("raw").hidden) return undefined; // another panel is open
   const isLoaded = status === "saved" || state !== null;
-  if (error?.code === "state_not_json" || (isLoaded && !isChat(state))) return showRaw();
+  const isShown = hasServerBot ? serverBot.isChat(state) : isChat(state);
+  if (error?.code === "state_not_json" || (isLoaded && !isShown)) return showRaw();
   showPanel("chat");
+  if (hasServerBot) return renderServed();
   showSign(status, error);
   showState(status === "offline" ? (state ?? NEW_CHAT) : state);
   return undefined;
+}
+
+/** The same, where the server runs the bot. */
+function renderServed() {
+  const { status, error } = serverBot.standing(chat);
+  showSign(status, error);
+  serverBot.showState(chat.state ?? (status === "offline" ? serverBot.EMPTY : null));
+  noticeChat();
 }
 
 function showState(state) {
@@ -116,7 +132,7 @@ function lockOut() {
 /** Show one part of the page, and no other. */
 function showPanel(name) {
   for (const panel of ["chat", "raw", "arrival", "access"]) $(panel).hidden = panel !== name;
-  $("hand-off").disabled = name !== "chat";
+  for (const button of ["hand-off", "whatsapp"]) $(button).disabled = name !== "chat";
   $("sign").hidden = name !== "chat";
 }
 
@@ -124,20 +140,24 @@ function showPanel(name) {
 
 /** All that a chat needs to lose nothing: the change, as a function of the state that is there. The client does the rest. */
 function send(text) {
+  if (hasServerBot) return serverBot.say(text);
   chat.update((now) => say(now, text));
+  return true;
 }
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
-  if (!text) return;
-  $("text").value = "";
-  send(text);
+  if (text && send(text)) $("text").value = "";
 });
 
 // --- Starting ---------------------------------------------------------------------------------------------------------
 
 $("new-chat").addEventListener("click", newChat);
+if (hasServerBot) {
+  serverBot.startServerBot({ render, lockOut });
+  startWhatsApp({ shown: () => chat });
+}
 startDevices({ shown: () => chat, show: reopen, back: () => chat && show(chat.id), showPanel });
 if (isOpen) startSessions(show);
 

@@ -29,34 +29,81 @@ const items = new Map(); // by the message's id: what stays the same is not made
 /** Show these messages, the newest at the bottom and in view. */
 export function showMessages(messages) {
   const list = $("messages");
+  const wasAtEnd = isAtEnd();
   const before = [...list.children];
   const shown = messages.slice(-MOST_MESSAGES).map(item);
   const grown = before.every((child, index) => child === shown[index]);
-  if (grown && before.length === shown.length) return;
   if (grown) list.append(...shown.slice(before.length));
   else list.replaceChildren(...shown);
-  // The time stands below the last message of each minute.
-  for (const [index, node] of shown.entries()) node.lastElementChild.hidden = timeIn(node) === timeIn(shown[index + 1]);
+  // The time stands below the last message of each minute, if nothing of more weight does.
+  for (const [index, node] of shown.entries()) {
+    node.lastElementChild.hidden = timeIn(node) === timeIn(shown[index + 1]) || node.querySelector(".status").textContent !== "";
+  }
   const kept = new Set(shown);
   for (const [id, { node }] of items) if (!kept.has(node)) items.delete(id);
+  if (wasAtEnd || !grown || before.length < shown.length) scrollToEnd();
+}
+
+/** Whether the end is in view: else somebody reads further up, and stays there. */
+function isAtEnd() {
+  const { scrollHeight, scrollTop, clientHeight } = $("log");
+  return scrollHeight - scrollTop - clientHeight < 100;
+}
+
+function scrollToEnd() {
   $("log").scrollTop = $("log").scrollHeight;
 }
 
 const timeIn = (node) => node?.lastElementChild.textContent;
 
+/**
+ * The element of a message. Beside its text it may have a file (`attached: { label, url? }`), and how its sending stands
+ * (`status: { text, tone?, actions? }`), which changes while the element stays.
+ */
 function item(message) {
+  const { text } = message;
+  const attached = JSON.stringify(message.attached);
   const known = items.get(message.id);
-  if (known?.text === message.text) return known.node;
-  const who = message.role === "user" ? "You" : "Bot";
-  const node = element(
-    "li",
-    { className: message.role === "user" ? "user" : "bot" },
-    element("span", { className: "unseen", textContent: `${who}: ` }),
-    element("p", { textContent: shortened(message.text), lang: typeof message.lang === "string" ? message.lang : "" }),
-    element("time", { textContent: timeOf(message.at) }),
-  );
-  items.set(message.id, { text: message.text, node });
+  const node = known?.text === text && known.attached === attached ? known.node : newItem(message);
+  items.set(message.id, { text, attached, node });
+  showStatus(node.querySelector(".status"), message.status ?? { text: "" });
+  node.lastElementChild.textContent = timeOf(message.at);
   return node;
+}
+
+function newItem({ role, text, lang, attached, isRead }) {
+  const who = role === "user" ? "You" : "Bot";
+  const said = element("p", { textContent: shortened(text), lang: typeof lang === "string" ? lang : "" });
+  return element(
+    "li",
+    { className: `${role === "user" ? "user" : "bot"}${isRead ? " read" : ""}` },
+    element("span", { className: "unseen", textContent: `${who}: ` }),
+    ...(text || !attached ? [said] : []),
+    ...(attached ? [file(attached)] : []),
+    element("span", { className: "status" }),
+    element("time"),
+  );
+}
+
+/** A file is never loaded into the page: the person may open it. */
+function file({ label, url }) {
+  const text = url ? element("a", { href: url, target: "_blank", rel: "noopener noreferrer", textContent: label }) : label;
+  return element("p", { className: "attached" }, icon("file"), text);
+}
+
+function icon(name) {
+  const svg = document.querySelector("#sign .icon").cloneNode(true);
+  useIcon(svg, name);
+  return svg;
+}
+
+function showStatus(node, { text, tone = "", actions = [] }) {
+  const shown = JSON.stringify([text, actions.map(([label]) => label)]);
+  if (node.dataset.shown === shown) return;
+  node.dataset.shown = shown;
+  node.dataset.tone = tone;
+  const buttons = actions.map(([label, act]) => element("button", { type: "button", className: "link", textContent: label, onclick: act }));
+  node.replaceChildren(text, ...buttons);
 }
 
 /** The time of day; nothing if it is no time. */
@@ -65,21 +112,54 @@ export function timeOf(text) {
   return Number.isNaN(time.getTime()) ? "" : time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 }
 
-/** Offer these answers as buttons. Whoever works with the keyboard goes on where the buttons were. */
-export function showChoices(choices, lang, pick) {
+/** For how long a link is good: this many seconds. */
+export function goodFor(seconds) {
+  return `Good for ${Math.max(0, Math.floor(seconds / 60))}:${String(Math.max(0, seconds % 60)).padStart(2, "0")} min.`;
+}
+
+/**
+ * Offer these answers as buttons: texts, or `{ title, description? }`. Whoever works with the keyboard goes on where the
+ * buttons were, or with what is given as `next`.
+ */
+export function showChoices(choices, lang, pick, next = $("text")) {
   const list = $("choices");
   if (list.dataset.shown === JSON.stringify(choices)) return;
   const hadFocus = list.contains(document.activeElement);
   list.dataset.shown = JSON.stringify(choices);
   list.lang = lang;
   list.replaceChildren(
-    ...choices.map((choice) =>
-      element("li", {}, element("button", { type: "button", textContent: choice, onclick: () => pick(choice) })),
-    ),
+    ...choices.map((choice) => {
+      const { title, description } = typeof choice === "string" ? { title: choice } : choice;
+      const more = description ? [element("small", { textContent: ` ${description}` })] : [];
+      return element("li", {}, element("button", { type: "button", onclick: () => pick(title) }, element("span", {}, title, ...more)));
+    }),
   );
   list.hidden = choices.length === 0;
-  if (hadFocus) (list.querySelector("button") ?? $("text")).focus();
-  $("log").scrollTop = $("log").scrollHeight;
+  if (hadFocus) (list.querySelector("button") ?? next).focus();
+  scrollToEnd();
+}
+
+// --- What is being written ---------------------------------------------------------------------------------------------
+
+const WRITING = "The bot is writing.";
+
+/**
+ * Show these replies as far as they are written: their texts by their ids. One without a text is a sign that somebody writes.
+ * Screen readers are told that, and get the reply when it is a message: a text that grows would be read again and again.
+ */
+export function showWriting(texts) {
+  const wasAtEnd = isAtEnd();
+  const list = $("writing");
+  while (list.children.length > texts.size) list.lastElementChild.remove();
+  while (list.children.length < texts.size) list.append(element("li", { className: "bot" }, element("p")));
+  for (const [index, text] of [...texts.values()].entries()) {
+    const bubble = list.children[index].firstElementChild;
+    bubble.className = text ? "" : "dots";
+    bubble.textContent = shortened(text);
+  }
+  if (wasAtEnd) scrollToEnd();
+  if (texts.size && !$("announcement").textContent) $("announcement").textContent = WRITING;
+  if (!texts.size && $("announcement").textContent === WRITING) $("announcement").textContent = "";
 }
 
 // --- The sign of the connection's state -------------------------------------------------------------------------------

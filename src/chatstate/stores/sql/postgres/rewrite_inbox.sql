@@ -1,0 +1,4 @@
+-- The same of a message that has arrived.
+UPDATE chatstate.inbox SET document = $5
+WHERE table_schema = {name} AND key = $1 AND $2::text IS NOT NULL AND $3::text IS NOT NULL AND document = $4
+RETURNING 1

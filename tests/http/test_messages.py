@@ -1,0 +1,160 @@
+"""What people write on web pages: taken, answered by the bot of the server, and told by the change feed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from msgspec import json
+
+from chatstate.bot import Turn
+from chatstate.http.channels import MOST_TEXT
+from chatstate.inbox import MOST_WAITING
+from tests.http.conftest import Server, SettableClock, Start
+from tests.http.credentials import UNLIMITED, bearer, claims_of, key_id_of, make_key, signer_of
+from tests.http.event_stream import Event, listening
+
+SECONDS = 20.0
+
+
+async def count(turn: Turn) -> None:
+    turn.state["count"] = turn.state.get("count", 0) + 1
+    await turn.reply(f"{turn.state['count']}: {turn.message.text}")
+
+
+@pytest.fixture(scope="module")
+def server(start: Start, store_url: str) -> Iterator[Server]:
+    with start(store_url, bot=count) as running:
+        yield running
+
+
+def say(client: httpx.Client, session: str, message_id: str, text: str = "Hello", **given: Any) -> httpx.Response:
+    body = {"id": message_id, "text": text}
+    return client.post(f"/chat-state-sessions/{session}/messages", json=body, **given)
+
+
+def answered(client: httpx.Client, session: str, turns: int) -> dict[str, Any]:
+    """The state, once so many turns have changed it."""
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        answer = client.get(f"/chat-state-sessions/{session}")
+        if answer.status_code == 200:
+            state: dict[str, Any] = json.decode(answer.json()["chat_state"])
+            if state["count"] >= turns:
+                return state
+    raise AssertionError(f"{session} was not answered")
+
+
+def test_a_message_is_answered_in_the_state(client: httpx.Client, new_id: str) -> None:
+    answer = say(client, new_id, "m1", "Grüße 😀")
+    assert (answer.status_code, answer.json()) == (202, {"id": "m1", "duplicate": False})
+    state = answered(client, new_id, 1)
+    assert [entry["text"] for entry in state["messages"]] == ["Grüße 😀", "1: Grüße 😀"]
+
+
+def test_a_message_that_is_sent_again_is_known(client: httpx.Client, new_id: str) -> None:
+    for number in range(3):
+        answer = say(client, new_id, "m1", "other" if number else "Hello")
+        assert (answer.status_code, answer.json()["duplicate"]) == (202, number > 0)
+    say(client, new_id, "m2")
+    assert answered(client, new_id, 2)["count"] == 2
+
+
+def test_the_answer_is_told_by_the_change_feed(server: Server, client: httpx.Client, new_id: str) -> None:
+    with listening(server.port, f"{new_id}/events") as events:
+        absent = events.next()
+        say(client, new_id, "m1")
+        told: list[Event] = []
+        while not told or told[-1].name != "state":
+            event = events.next()
+            assert event
+            told.append(event)
+    assert absent
+    assert absent.name == "absent"
+    assert (told[0].name, told[0].data) == ("reply", {"id": "m1.1", "text": "", "continues": False})
+    assert told[0].id is None  # whoever comes back asks for states
+    assert json.decode(told[-1].state)["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "member"),
+    [
+        ({"id": "m"}, "text"),
+        ({"text": "Hello"}, "id"),
+        ({"id": "", "text": "Hello"}, "id"),
+        ({"id": "x" * 256, "text": "Hello"}, "id"),
+        ({"id": "m\n", "text": "Hello"}, "id"),
+        ({"id": "m", "text": " \n"}, "text"),
+        ({"id": "m", "text": "a\0b"}, "text"),
+        ({"id": "m", "text": "x" * (MOST_TEXT + 1)}, "text"),
+        ({"id": 1, "text": ["x"]}, "id"),
+    ],
+)
+def test_bad_messages_are_refused(client: httpx.Client, new_id: str, body: dict[str, Any], member: str) -> None:
+    answer = client.post(f"/chat-state-sessions/{new_id}/messages", json=body)
+    assert answer.status_code == 400
+    assert member in [error["member"] for error in answer.json()["errors"]]
+
+
+def test_a_lone_surrogate_is_refused(client: httpx.Client, new_id: str) -> None:
+    body = rb'{"id": "m", "text": "\ud800"}'
+    headers = {"Content-Type": "application/json"}
+    answer = client.post(f"/chat-state-sessions/{new_id}/messages", content=body, headers=headers)
+    assert answer.status_code == 400
+
+
+def test_a_server_without_a_bot_says_so(start: Start, own_url: str) -> None:
+    with start(own_url) as server, httpx.Client(base_url=server.base_url) as client:
+        answer = say(client, "s", "m1")
+        assert (answer.status_code, answer.json()["code"]) == (404, "bot_not_found")
+        assert "--bot" in answer.json()["detail"]
+
+
+def test_a_token_is_for_its_own_session(start: Start, own_url: str) -> None:
+    clock = SettableClock()
+    key = asyncio.run(make_key(own_url, clock.now))
+    signer = asyncio.run(signer_of(own_url, clock.now))
+    with (
+        start(own_url, clock=clock, bot=count, rates=UNLIMITED) as server,
+        httpx.Client(base_url=server.base_url) as client,
+    ):
+        own = bearer(signer.sign(claims_of("mine", clock.now, key_id_of(key), verbs=("read", "write"))))
+        read_only = bearer(signer.sign(claims_of("mine", clock.now, key_id_of(key), verbs=("read",))))
+        assert say(client, "mine", "m1", headers=own).status_code == 202
+        assert say(client, "theirs", "m1", headers=own).status_code == 404
+        assert say(client, "mine", "m2", headers=read_only).status_code == 403
+        assert say(client, "mine", "m2").status_code == 401
+
+
+def test_deleting_a_session_erases_what_waits_for_it(start: Start, own_url: str) -> None:
+    async def endless(_turn: Turn) -> None:
+        await asyncio.Event().wait()
+
+    with (
+        start(own_url, bot=endless, lease_seconds=1) as server,
+        httpx.Client(base_url=server.base_url, timeout=SECONDS) as client,
+    ):
+        assert say(client, "s", "m1", "a canary").status_code == 202
+        waiting = client.get("/chat-state-sessions/s/export").json()["waiting_messages"]
+        assert ("a canary" in waiting[0]["document"], waiting[0]["status"]) == (True, "pending")
+        assert client.delete("/chat-state-sessions/s").status_code == 200
+        assert client.get("/chat-state-sessions/s/export").status_code == 404
+        assert client.delete("/chat-state-sessions/s").status_code == 404
+        assert say(client, "s", "m1").json()["duplicate"] is True
+
+
+def test_only_so_many_messages_wait(start: Start, own_url: str) -> None:
+    async def endless(_turn: Turn) -> None:
+        await asyncio.Event().wait()
+
+    with (
+        start(own_url, bot=endless, lease_seconds=1) as server,
+        httpx.Client(base_url=server.base_url, timeout=SECONDS) as client,
+    ):
+        statuses = [say(client, "s", f"m{number}").status_code for number in range(MOST_WAITING + 1)]
+        assert statuses == [202] * MOST_WAITING + [429]
+        assert say(client, "other", "m").status_code == 202
