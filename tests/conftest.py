@@ -20,6 +20,8 @@ from tests.servers.postgres import Postgres, PostgresServer, RunningServers, dat
 
 POSTGRES_NAMES = server_names()
 STORE_NAMES = ["sqlite", *POSTGRES_NAMES]
+STORE_KINDS = ["sqlite", POSTGRES_NAMES[0]]
+"""For what is above the stores: in what one PostgreSQL differs from another is theirs, and tested on all of them."""
 
 
 def pytest_sessionstart() -> None:
@@ -28,10 +30,14 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have `tmp_path` in memory, with the SQLite files of the tests; --basetemp and TMPDIR have it elsewhere."""
+    """Have `tmp_path` in memory, with the SQLite files of the tests; --basetemp and TMPDIR have it elsewhere. And have
+    clients begin at once."""
     folder = memory_folder()
     if folder and not config.option.basetemp:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))  # pytest's only setting for the parent
+    # No test talks to another machine. Reading whom to trust there would take each new client 40 ms.
+    os.environ.pop("SSL_CERT_FILE", None)
+    os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -110,16 +116,11 @@ async def postgres_url(postgres: Postgres) -> AsyncIterator[str]:
     await postgres.drop_database(url)
 
 
-@pytest.fixture(params=STORE_NAMES)
-async def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> AsyncIterator[str]:
+@pytest.fixture(params=STORE_KINDS)
+def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database, of each kind in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/chatstate.db"
-        return
-    server = servers.get(request.param)
-    url = await server.create_database()
-    yield url
-    await server.drop_database(url)
+    with database(request.param, servers, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture

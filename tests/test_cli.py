@@ -14,8 +14,10 @@ from pathlib import Path
 import apsw
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from chatstate import __version__
+from chatstate.cli import main
 from chatstate.config import SETTINGS, Setting
 from tests.servers.canaries import look_through
 from tests.servers.ports import LOOPBACK, at_port, free_port
@@ -339,17 +341,33 @@ ANY_TEXT = ("store", "audit_log", "bot", "whatsapp_app_secret", "whatsapp_verify
 WITH_BAD_VALUES = [setting for setting in SETTINGS if setting.name not in ANY_TEXT]
 
 
+def told_here(*arguments: str, **environment: str) -> str:
+    """What the program says of a mistake, in this process: there are many of them, and a start takes half a second.
+    A mistake that it does not notice ends as well: it has no store."""
+    result = CliRunner().invoke(main, arguments, env={**environment, "CHATSTATE_STORE": "none://"})
+    assert result.exit_code == 1, result.output
+    return result.output
+
+
 @pytest.mark.parametrize("setting", WITH_BAD_VALUES, ids=lambda setting: setting.name)
-def test_a_bad_value_names_its_source(setting: Setting, tmp_path: Path) -> None:
+def test_a_bad_value_names_its_source(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     shown = "" if setting.secret else "='?'"
     for variable in setting.variables:
-        assert f"chatstate: {variable}{shown} must be " in mistake(tmp_path, **{variable: "?"})
+        assert told_here(**{variable: "?"}).startswith(f"chatstate: {variable}{shown} must be ")
         (tmp_path / ".env").write_text(f"{variable}=?\n")
-        assert f"chatstate: {variable} in .env{shown} must be " in mistake(tmp_path, "serve")
+        assert told_here("serve").startswith(f"chatstate: {variable} in .env{shown} must be ")
         (tmp_path / ".env").unlink()
     if setting.default is not False and not setting.secret:
-        assert f"chatstate: {setting.flag}='?' must be " in mistake(tmp_path, "serve", setting.flag, "?")
+        assert told_here("serve", setting.flag, "?").startswith(f"chatstate: {setting.flag}='?' must be ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_value_is_the_end(tmp_path: Path) -> None:
+    assert "chatstate: CHATSTATE_PORT='?' must be " in mistake(tmp_path, CHATSTATE_PORT="?")
+    (tmp_path / ".env").write_text("CHATSTATE_PORT=?\n")
+    assert "chatstate: CHATSTATE_PORT in .env='?' must be " in mistake(tmp_path, "serve")
+    assert "chatstate: --port='?' must be " in mistake(tmp_path, "serve", "--port", "?")
 
 
 @pytest.mark.parametrize(

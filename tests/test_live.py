@@ -334,8 +334,8 @@ async def test_who_watches_a_session_that_cannot_be_decrypted_is_let_go(
 
     with world.live.watch("sealed", None) as sealed, world.live.watch("open", None) as readable:
         await world.settled()
-        await world.sessions.save("sealed", "1")
         world.sessions.load = loaded  # type: ignore[method-assign]
+        await world.sessions.save("sealed", "1")
         await world.live.compare()
         for number in range(3):
             await world.sessions.save("open", str(number))

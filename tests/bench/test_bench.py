@@ -14,10 +14,11 @@ from msgspec import json as typed_json
 
 from bench import inbox, live, peers
 from bench.__main__ import main
-from bench.limits import script
+from bench.chatstate import ChatStateOnPostgres
+from bench.limits import PgBench, script
 from bench.lists import Client
-from bench.load import Latency
-from bench.measure import RunFailed, ordered
+from bench.load import Latency, Spec
+from bench.measure import RunFailed, Stage, ordered
 from bench.report import WIDTH, report
 from bench.results import OPEN, STANDARD, Comparison, Figures, Results, RowName, Spread, ratio
 from bench.systems import NotRun, Running, System
@@ -82,6 +83,14 @@ def test_a_tiny_bench_beside_pgbench(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert row.rounds[0].errors == 0
     assert row.rounds[0].database_cpu_us is not None
     assert "to pgbench, 64 clients" in capsys.readouterr().out
+
+
+def test_pgbench_has_its_time_after_it_has_connected() -> None:
+    with Stage() as stage, stage.started(ChatStateOnPostgres()) as started:
+        assert started.database
+        started.database.execute("ALTER SYSTEM SET post_auth_delay = 1", "SELECT pg_reload_conf()")
+        figures = PgBench(started, clients=1).measure(Spec(port=0, sessions=20, state_bytes=200, seconds=1, warmup=0))
+    assert figures.requests > 0
 
 
 def test_tiny_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

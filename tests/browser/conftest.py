@@ -1,7 +1,7 @@
 """Real Chromium windows on a real server.
 
-The browser is that of CHATSTATE_TEST_CHROMIUM, or one of the usual names on the path; without one these tests are
-skipped.
+The browser is that of CHATSTATE_TEST_CHROMIUM, or one of the usual names on the path, the one without windows first
+(it takes half the time); without one these tests are skipped.
 A test fails when a page writes an error to the console or throws one, beside those that the test expects.
 """
 
@@ -18,11 +18,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
 from tests.browser.chat import Device
-from tests.conftest import POSTGRES_NAMES, database
-from tests.servers.postgres import RunningServers
 from tests.servers.process import ServerProcess
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -44,7 +42,9 @@ async def browser() -> AsyncIterator[Browser]:
     """One Chromium for the tests of a module."""
     program = find_chromium()
     if not program:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium; or set CHATSTATE_TEST_CHROMIUM)")
+        pytest.skip(
+            "no Chromium here (Debian: apt-get install chromium-headless-shell; or set CHATSTATE_TEST_CHROMIUM)"
+        )
     async with async_playwright() as playwright:
         running = await playwright.chromium.launch(executable_path=program, args=[*FLAGS])
         yield running
@@ -76,16 +76,15 @@ async def new_device(browser: Browser) -> AsyncIterator[NewDevice]:
     assert [text for device in devices for text in device.errors] == []
 
 
-@pytest.fixture(params=["sqlite", POSTGRES_NAMES[0]])
-def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database: SQLite, and one PostgreSQL. Browsers are slow, and stores keep one contract."""
-    with database(request.param, servers, tmp_path) as url:
-        yield url
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    """The URL of an empty SQLite file: browsers are slow, and what they ask for is tested on each kind of store."""
+    return f"sqlite:///{tmp_path}/chatstate.db"
 
 
 @pytest.fixture
 def server(store_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
-    """`chatstate serve` on each store in turn."""
+    """`chatstate serve`."""
     with ServerProcess(store_url, tmp_path) as running:
         yield running
 
@@ -95,11 +94,4 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
     """One for the tests of a module that do not mind each other's sessions."""
     folder = tmp_path_factory.mktemp("browser")
     with ServerProcess(f"sqlite:///{folder}/chatstate.db", folder) as running:
-        yield running
-
-
-@pytest.fixture
-def sqlite_server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """`chatstate serve` on a SQLite file, for what has nothing to do with the store."""
-    with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path) as running:
         yield running

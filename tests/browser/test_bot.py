@@ -209,7 +209,7 @@ async def test_what_was_said_just_before_leaving_arrives(obedient: ServerProcess
     await arrives(obedient.base_url, session, ["from another chat"])
     await chat.say("the last words")
     session = chat.session
-    await chat.page.close()
+    await chat.page.close(run_before_unload=True)  # as a person does it, not as a debugger
     await arrives(obedient.base_url, session, ["the last words"])
 
 

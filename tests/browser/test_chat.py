@@ -14,8 +14,8 @@ from tests.servers.process import ServerProcess
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_refreshing_keeps_the_place_at_each_step(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
-    chat = await (await new_device()).open(f"{sqlite_server.base_url}/")
+async def test_refreshing_keeps_the_place_at_each_step(server: ServerProcess, new_device: NewDevice) -> None:
+    chat = await (await new_device()).open(f"{server.base_url}/")
     await chat.asks("Which language do you speak?")
     session = chat.session
     said: list[str] = []
@@ -35,22 +35,22 @@ async def test_refreshing_keeps_the_place_at_each_step(sqlite_server: ServerProc
         await chat.shows(*said)
         await chat.asks(question)
         assert chat.session == session
-        assert (await stored(sqlite_server.base_url, session))["currentStep"] == step
-    state = await stored(sqlite_server.base_url, session)
+        assert (await stored(server.base_url, session))["currentStep"] == step
+    state = await stored(server.base_url, session)
     answers = {"language": "de", "gender": "Keine Angabe", "age": 34, "question": "Wie wird das Wetter?"}
     assert state["answers"] == answers
-    assert await stored_turns(sqlite_server.base_url, session) == said
+    assert await stored_turns(server.base_url, session) == said
 
 
 async def test_a_new_window_without_the_address_finds_the_chat_again(
-    sqlite_server: ServerProcess, new_device: NewDevice
+    server: ServerProcess, new_device: NewDevice
 ) -> None:
     device = await new_device()
-    first = await device.open(f"{sqlite_server.base_url}/demo")
+    first = await device.open(f"{server.base_url}/demo")
     await first.say("English")
     await first.saved()
     await first.page.close()
-    again = await device.open(f"{sqlite_server.base_url}/demo")
+    again = await device.open(f"{server.base_url}/demo")
     await again.shows("English")
     before = again.session
     await again.page.click("#new-chat")
@@ -102,25 +102,25 @@ async def test_20_turns_that_were_typed_offline_arrive(server: ServerProcess, ne
     assert await stored_turns(server.base_url, chat.session) == [*before, *typed]
 
 
-async def test_what_was_typed_offline_survives_the_tab(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
+async def test_what_was_typed_offline_survives_the_tab(server: ServerProcess, new_device: NewDevice) -> None:
     device = await new_device(OFFLINE, "status of 503")
-    chat = await device.open(f"{sqlite_server.base_url}/demo")
+    chat = await device.open(f"{server.base_url}/demo")
     await chat.through_the_script()
     await chat.saved()
     before = await chat.turns()
-    await asyncio.to_thread(sqlite_server.kill)  # a browser that was told to be offline is online when its page closes
+    await asyncio.to_thread(server.kill)  # a browser that was told to be offline is online when its page closes
     typed = [f"offline {number}" for number in range(5)]
     for text in typed:
         await chat.say(text)
     await chat.sign("offline")
     session = chat.session
     await chat.page.close()
-    await asyncio.to_thread(sqlite_server.restart)
-    assert await stored_turns(sqlite_server.base_url, session) == before
-    again = await device.open(f"{sqlite_server.base_url}/demo")
+    await asyncio.to_thread(server.restart)
+    assert await stored_turns(server.base_url, session) == before
+    again = await device.open(f"{server.base_url}/demo")
     await again.shows(*before, *typed)
     await again.saved()
-    assert await stored_turns(sqlite_server.base_url, session) == [*before, *typed]
+    assert await stored_turns(server.base_url, session) == [*before, *typed]
 
 
 async def test_a_server_that_is_killed_while_somebody_types_loses_nothing(
@@ -147,17 +147,17 @@ async def test_a_server_that_is_killed_while_somebody_types_loses_nothing(
 
 @pytest.mark.parametrize("closed", [0, 1], ids=["the first is closed", "the second is closed"])
 async def test_of_two_windows_the_one_that_stays_saves_what_both_had(
-    sqlite_server: ServerProcess, new_device: NewDevice, closed: int
+    server: ServerProcess, new_device: NewDevice, closed: int
 ) -> None:
     """Of the windows of one browser, one talks to the server for all."""
     device = await new_device(OFFLINE, "status of 503")
-    first = await device.open(f"{sqlite_server.base_url}/demo")
+    first = await device.open(f"{server.base_url}/demo")
     await first.through_the_script()
     await first.saved()
     before = await first.turns()
     second = await device.open(first.page.url)
     await second.shows(*before)
-    await asyncio.to_thread(sqlite_server.kill)
+    await asyncio.to_thread(server.kill)
     await first.say("in the first")
     await second.shows(*before, "in the first")
     await second.say("in the second")
@@ -165,21 +165,21 @@ async def test_of_two_windows_the_one_that_stays_saves_what_both_had(
     await second.sign("offline")
     windows = [first, second]
     await windows.pop(closed).page.close()
-    await asyncio.to_thread(sqlite_server.restart)
+    await asyncio.to_thread(server.restart)
     await windows[0].saved()
     await windows[0].shows(*before, "in the first", "in the second")
-    assert await stored_turns(sqlite_server.base_url, windows[0].session) == [*before, "in the first", "in the second"]
+    assert await stored_turns(server.base_url, windows[0].session) == [*before, "in the first", "in the second"]
 
 
 async def test_the_sign_says_that_the_server_is_gone_before_anything_is_typed(
-    sqlite_server: ServerProcess, new_device: NewDevice
+    server: ServerProcess, new_device: NewDevice
 ) -> None:
-    chat = await (await new_device(OFFLINE, "status of 503")).open(f"{sqlite_server.base_url}/demo")
+    chat = await (await new_device(OFFLINE, "status of 503")).open(f"{server.base_url}/demo")
     await chat.say("English")
     await chat.saved()
-    await asyncio.to_thread(sqlite_server.kill)
+    await asyncio.to_thread(server.kill)
     await chat.sign("offline")
-    await asyncio.to_thread(sqlite_server.restart)
+    await asyncio.to_thread(server.restart)
     await chat.saved()
 
 
@@ -211,11 +211,11 @@ async def test_two_windows_that_were_both_offline_are_united(server: ServerProce
 
 
 async def test_two_devices_that_begin_the_same_chat_offline_are_united(
-    sqlite_server: ServerProcess, new_device: NewDevice
+    server: ServerProcess, new_device: NewDevice
 ) -> None:
     """Both answer the same questions, so each has the bot's next one; it is there once, and both answers are."""
     one, other = await new_device(OFFLINE), await new_device(OFFLINE)
-    first = await one.open(f"{sqlite_server.base_url}/demo")
+    first = await one.open(f"{server.base_url}/demo")
     second = await other.open(first.page.url)
     await first.asks("Which language")
     await second.asks("Which language")
@@ -231,38 +231,38 @@ async def test_two_devices_that_begin_the_same_chat_offline_are_united(
     await other.context.set_offline(False)
     await second.saved()
     await first.shows("English", "Female", "Deutsch")
-    assert await stored_turns(sqlite_server.base_url, first.session) == ["English", "Female", "Deutsch"]
+    assert await stored_turns(server.base_url, first.session) == ["English", "Female", "Deutsch"]
     await second.say("34")
     await second.saved()
-    assert (await stored(sqlite_server.base_url, first.session))["currentStep"] == "question"
+    assert (await stored(server.base_url, first.session))["currentStep"] == "question"
 
 
 async def test_what_was_typed_just_before_the_tab_was_closed_is_there(
-    sqlite_server: ServerProcess, new_device: NewDevice
+    server: ServerProcess, new_device: NewDevice
 ) -> None:
-    chat = await (await new_device()).open(f"{sqlite_server.base_url}/demo")
+    chat = await (await new_device()).open(f"{server.base_url}/demo")
     await chat.through_the_script()
     await chat.saved()
     session, before = chat.session, await chat.turns()
     await chat.say("the last words")
     await chat.page.close()
-    await arrives(sqlite_server.base_url, session, [*before, "the last words"])
+    await arrives(server.base_url, session, [*before, "the last words"])
 
 
 async def test_leaving_for_another_chat_at_once_sends_what_was_typed(
-    sqlite_server: ServerProcess, new_device: NewDevice
+    server: ServerProcess, new_device: NewDevice
 ) -> None:
-    chat = await (await new_device()).open(f"{sqlite_server.base_url}/demo")
+    chat = await (await new_device()).open(f"{server.base_url}/demo")
     await chat.say("English")
     session = chat.session
     await chat.page.click("#new-chat")
     await chat.shows()
-    await arrives(sqlite_server.base_url, session, ["English"])
+    await arrives(server.base_url, session, ["English"])
 
 
-async def test_a_full_storage_is_told(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
+async def test_a_full_storage_is_told(server: ServerProcess, new_device: NewDevice) -> None:
     device = await new_device(OFFLINE)
-    chat = await device.open(f"{sqlite_server.base_url}/demo")
+    chat = await device.open(f"{server.base_url}/demo")
     await chat.through_the_script()
     await chat.saved()
     before = await chat.turns()
@@ -270,7 +270,7 @@ async def test_a_full_storage_is_told(sqlite_server: ServerProcess, new_device: 
     await chat.say("no room")
     await chat.sign("error")
     await expect(chat.page.locator("#sign")).to_contain_text("storage is full")
-    await arrives(sqlite_server.base_url, chat.session, [*before, "no room"])
+    await arrives(server.base_url, chat.session, [*before, "no room"])
     await device.context.set_offline(True)
     async with chat.page.expect_event("requestfailed", lambda request: request.method == "PATCH"):
         await chat.say("still no room")
@@ -282,7 +282,7 @@ async def test_a_full_storage_is_told(sqlite_server: ServerProcess, new_device: 
     await chat.say("room again")
     await chat.saved()
     turns = [*before, "no room", "still no room", "room again"]
-    assert await stored_turns(sqlite_server.base_url, chat.session) == turns
+    assert await stored_turns(server.base_url, chat.session) == turns
 
 
 FILL_THE_STORAGE = """() => {

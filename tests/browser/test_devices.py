@@ -138,13 +138,13 @@ async def test_a_code_moves_the_chat_and_works_once(keyed: Keyed, new_device: Ne
     await expect(third.page.locator("#code-error")).to_contain_text("This is not valid (any more)")
 
 
-async def test_an_open_server_hands_over_too(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
+async def test_an_open_server_hands_over_too(server: ServerProcess, new_device: NewDevice) -> None:
     device = await new_device()
-    first = await device.open(f"{sqlite_server.base_url}/demo")
+    first = await device.open(f"{server.base_url}/demo")
     await first.say("English")
     url, code = await issue(first)
     other = await new_device()
-    second = await other.open(f"{sqlite_server.base_url}/demo")
+    second = await other.open(f"{server.base_url}/demo")
     await second.asks("Which language")
     await second.page.goto(url)  # only the fragment is another
     await second.page.get_by_role("button", name="No, go back").click()
@@ -160,8 +160,8 @@ async def test_an_open_server_hands_over_too(sqlite_server: ServerProcess, new_d
     await expect(first.page.locator("#hand-off-status")).to_contain_text("Continued on Chrome on Linux")
 
 
-async def test_a_link_that_was_taken_back_lets_nobody_in(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
-    first = await (await new_device()).open(f"{sqlite_server.base_url}/demo")
+async def test_a_link_that_was_taken_back_lets_nobody_in(server: ServerProcess, new_device: NewDevice) -> None:
+    first = await (await new_device()).open(f"{server.base_url}/demo")
     await first.say("English")
     url, _ = await issue(first)
     await first.page.get_by_role("button", name="Take back").click()

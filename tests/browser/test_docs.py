@@ -48,14 +48,14 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def address(sqlite_server: ServerProcess, tmp_path: Path) -> Iterator[str]:
+def address(server: ServerProcess, tmp_path: Path) -> Iterator[str]:
     """Where the page of the docs is, on another origin than the server."""
     folder = tmp_path / "site"
     folder.mkdir()
     for name, path in (("chat", "docs/howto/web-chat.md"), ("readme", "README.md")):
         page = documented_page(path)
         assert page.count("http://localhost:3000") == 1
-        (folder / f"{name}.html").write_text(page.replace("http://localhost:3000", sqlite_server.base_url))
+        (folder / f"{name}.html").write_text(page.replace("http://localhost:3000", server.base_url))
     with served(folder) as url:
         yield url
 
@@ -70,19 +70,19 @@ async def say(page: Page, text: str) -> None:
 
 
 async def test_the_lines_of_the_readme_append_a_message_each_time(
-    sqlite_server: ServerProcess, new_device: NewDevice, address: str
+    server: ServerProcess, new_device: NewDevice, address: str
 ) -> None:
     device = await new_device(r"favicon\.ico")
     page = await device.context.new_page()
     for count in (1, 2, 3):
         async with page.expect_console_message(lambda message: message.text.startswith("saved")):
             await page.goto(f"{address}/readme.html")
-        state = await stored(sqlite_server.base_url, "session_888")
+        state = await stored(server.base_url, "session_888")
         assert [message["text"] for message in state["messages"]] == ["Hello"] * count
 
 
 async def test_the_chat_of_the_docs_survives_what_they_say_it_does(
-    sqlite_server: ServerProcess, new_device: NewDevice, address: str
+    server: ServerProcess, new_device: NewDevice, address: str
 ) -> None:
     device = await new_device(OFFLINE, r"favicon\.ico")
     first = await device.context.new_page()
@@ -97,14 +97,14 @@ async def test_the_chat_of_the_docs_survives_what_they_say_it_does(
     await say(second, "two")
     await shows(first, "one", "two")
     await expect(second.locator("#status")).to_have_text("saved")
-    await asyncio.to_thread(sqlite_server.kill)
+    await asyncio.to_thread(server.kill)
     await say(first, "three")
     await say(second, "four")
     await expect(first.locator("#status")).to_have_text("offline")
-    await asyncio.to_thread(sqlite_server.restart)
+    await asyncio.to_thread(server.restart)
     for page in (first, second):
         await expect(page.locator("#messages li")).to_have_count(4)
         await expect(page.locator("#status")).to_have_text("saved", timeout=15_000)
     session = await first.evaluate("localStorage.chat")
-    state = await stored(sqlite_server.base_url, session)
+    state = await stored(server.base_url, session)
     assert sorted(message["text"] for message in state["messages"]) == ["four", "one", "three", "two"]

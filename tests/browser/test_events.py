@@ -22,17 +22,17 @@ LISTEN = """url => {
 
 
 async def test_an_event_source_hears_what_is_saved_and_goes_on_by_itself_when_the_server_is_back(
-    sqlite_server: ServerProcess, new_device: NewDevice
+    server: ServerProcess, new_device: NewDevice
 ) -> None:
     device = await new_device(OFFLINE)
     page = await device.context.new_page()
-    await page.goto(f"{sqlite_server.base_url}/demo")
+    await page.goto(f"{server.base_url}/demo")
     path = "/chat-state-sessions/plain"
     await page.evaluate(LISTEN, f"{path}/events")
 
     async def save(state: str) -> str:
         body = {"user_session_id": "plain", "chat_state": state}
-        async with httpx.AsyncClient(base_url=sqlite_server.base_url) as client:
+        async with httpx.AsyncClient(base_url=server.base_url) as client:
             return (await client.post("/chat-state-sessions", json=body)).headers["etag"]
 
     async def hears(name: str, tag: str) -> None:
@@ -42,10 +42,10 @@ async def test_an_event_source_hears_what_is_saved_and_goes_on_by_itself_when_th
 
     await hears("absent", "")
     await hears("state", await save("first"))
-    await asyncio.to_thread(sqlite_server.kill)
-    await asyncio.to_thread(sqlite_server.restart)
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.restart)
     await hears("state", await save("while it comes back"))
-    async with httpx.AsyncClient(base_url=sqlite_server.base_url) as client:
+    async with httpx.AsyncClient(base_url=server.base_url) as client:
         await client.delete(path)
     await hears("deleted", "")
     states = [data["chat_state"] for name, _, data in await page.evaluate("heard") if name == "state"]

@@ -310,21 +310,21 @@ async def test_any_id_can_be_opened(shared_server: ServerProcess, new_device: Ne
 # --- The list ---------------------------------------------------------------------------------------------------------
 
 
-async def test_the_list_follows(sqlite_server: ServerProcess, new_device: NewDevice) -> None:
+async def test_the_list_follows(server: ServerProcess, new_device: NewDevice) -> None:
     device = await new_device(OFFLINE)
-    chat = await device.open(f"{sqlite_server.base_url}/demo")
+    chat = await device.open(f"{server.base_url}/demo")
     names = chat.page.locator("#session-rows .name")
     await expect(names).to_have_count(0)
     await chat.say("English")
     await expect(names).to_have_text([chat.session])
-    await save(sqlite_server, "session_12345", "{}")
+    await save(server, "session_12345", "{}")
     await expect(names).to_have_text(["session_12345", chat.session])
     await chat.page.locator("#session-rows button").last.focus()
-    await save(sqlite_server, "session_67890", "{}")
+    await save(server, "session_67890", "{}")
     await expect(names).to_have_text(["session_67890", "session_12345", chat.session])
     assert chat.session in await focused(chat.page), "whoever is in the list stays where they are"
     await expect(chat.page.locator("[aria-current] .name")).to_have_text(chat.session)
-    await call(sqlite_server, "DELETE", "/session_12345")
+    await call(server, "DELETE", "/session_12345")
     await expect(names).to_have_text(["session_67890", chat.session])
     await device.context.set_offline(True)
     await expect(chat.page.locator("#sessions-note")).to_contain_text("does not answer")
@@ -339,15 +339,15 @@ MORNING = datetime(2026, 1, 5, 10, 24, tzinfo=UTC)
 
 @pytest.mark.parametrize(("name", "size"), [("demo-desktop", (1280, 800)), ("demo-phone", (390, 780))])
 async def test_the_pictures_in_the_docs_can_be_made(
-    sqlite_server: ServerProcess, new_device: NewDevice, tmp_path: Path, name: str, size: tuple[int, int]
+    server: ServerProcess, new_device: NewDevice, tmp_path: Path, name: str, size: tuple[int, int]
 ) -> None:
     """With CHATSTATE_TEST_PICTURES=docs/images they are made anew."""
     folder = Path(os.environ.get("CHATSTATE_TEST_PICTURES", tmp_path))
-    await save(sqlite_server, "whatsapp-4915112345678", '{"messages": []}')
-    await save(sqlite_server, "session_12345", '{"messages": []}')
+    await save(server, "whatsapp-4915112345678", '{"messages": []}')
+    await save(server, "session_12345", '{"messages": []}')
     device = await new_device(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
     await device.context.clock.set_fixed_time(MORNING)
-    chat = await device.open(address(sqlite_server, "demo-3f9a1c27e0b4"))
+    chat = await device.open(address(server, "demo-3f9a1c27e0b4"))
     await chat.through_the_script()
     await chat.saved()
     rows = chat.page.locator("#session-rows .name")

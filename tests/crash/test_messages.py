@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ import httpx
 import pytest
 
 from chatstate.emulator import Account, Emulator
-from tests.conftest import POSTGRES_NAMES, database
 from tests.crash.killed_at import POINTS
-from tests.servers.postgres import PostgresServer, RunningServers
+from tests.servers.postgres import PostgresServer
 from tests.servers.process import ServerProcess, clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -120,13 +119,6 @@ class World:
 def statuses(emulator: Emulator) -> set[int | None]:
     """With what deliveries were answered the last time."""
     return {entry.status for entry in emulator.journal.entries.values() if entry.way == "webhook"}
-
-
-@pytest.fixture(params=["sqlite", POSTGRES_NAMES[0]])
-def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database: SQLite, and one PostgreSQL."""
-    with database(request.param, servers, tmp_path) as url:
-        yield url
 
 
 @pytest.fixture

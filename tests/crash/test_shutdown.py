@@ -16,7 +16,7 @@ from tests.crash.test_kill import assert_sqlite_is_whole, sqlite_file
 from tests.servers.load import Connection, History, Load
 from tests.servers.process import ServerProcess
 
-ROUNDS = 4
+ROUNDS = 3
 AT_ONCE_SECONDS = 3.0
 """Far below the 30 s that an orderly end waits."""
 
@@ -31,7 +31,7 @@ assert len((HALF_A_REQUEST + THE_OTHER_HALF).partition(b"\r\n\r\n")[2]) == 48
 
 
 @pytest.fixture
-def sqlite_server(tmp_path: Path) -> Iterator[ServerProcess]:
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
     with ServerProcess(f"sqlite:///{tmp_path}/chatstate.db", tmp_path) as server:
         yield server
 
@@ -133,10 +133,10 @@ async def lock_is_waited_for(url: str) -> None:
 
 
 @BOTH
-async def test_idle_connections_do_not_hold_up_the_end(number: Signals, sqlite_server: ServerProcess) -> None:
-    async with await Connection.open(sqlite_server.port) as unused, await Connection.open(sqlite_server.port) as used:
+async def test_idle_connections_do_not_hold_up_the_end(number: Signals, server: ServerProcess) -> None:
+    async with await Connection.open(server.port) as unused, await Connection.open(server.port) as used:
         assert (await used.request("GET", "/healthz")).status == 200
-        assert await asyncio.to_thread(sqlite_server.terminate, number, AT_ONCE_SECONDS) == 0
+        assert await asyncio.to_thread(server.terminate, number, AT_ONCE_SECONDS) == 0
         for connection in (unused, used):
             with pytest.raises((EOFError, ConnectionError)):
                 await connection.answer()
@@ -153,23 +153,23 @@ async def half_open(server: ServerProcess) -> AsyncIterator[Connection]:
         yield connection
 
 
-async def test_a_request_that_is_still_arriving_is_answered(sqlite_server: ServerProcess) -> None:
-    async with half_open(sqlite_server) as connection:
-        sqlite_server.send(SIGTERM)
-        await refused(sqlite_server.port)
+async def test_a_request_that_is_still_arriving_is_answered(server: ServerProcess) -> None:
+    async with half_open(server) as connection:
+        server.send(SIGTERM)
+        await refused(server.port)
         await connection.send(THE_OTHER_HALF)
         assert (await connection.answer()).status == 201
-    assert await asyncio.to_thread(sqlite_server.wait) == 0
-    assert "Traceback" not in sqlite_server.output
+    assert await asyncio.to_thread(server.wait) == 0
+    assert "Traceback" not in server.output
 
 
-async def test_a_client_that_goes_away_lets_the_server_end(sqlite_server: ServerProcess) -> None:
-    async with half_open(sqlite_server):
-        sqlite_server.send(SIGTERM)
-        await refused(sqlite_server.port)
-        assert sqlite_server.running
-    assert await asyncio.to_thread(sqlite_server.wait, AT_ONCE_SECONDS) == 0
-    assert "Traceback" not in sqlite_server.output
+async def test_a_client_that_goes_away_lets_the_server_end(server: ServerProcess) -> None:
+    async with half_open(server):
+        server.send(SIGTERM)
+        await refused(server.port)
+        assert server.running
+    assert await asyncio.to_thread(server.wait, AT_ONCE_SECONDS) == 0
+    assert "Traceback" not in server.output
 
 
 IMPATIENT = (
@@ -191,15 +191,15 @@ async def test_a_client_that_never_finishes_does_not_hold_up_the_end_for_ever(nu
 @BOTH
 @pytest.mark.parametrize("second", [SIGTERM, SIGINT])
 async def test_the_second_signal_ends_it_at_once(
-    number: Signals, second: Signals, sqlite_server: ServerProcess, tmp_path: Path
+    number: Signals, second: Signals, server: ServerProcess, tmp_path: Path
 ) -> None:
-    async with half_open(sqlite_server):
-        sqlite_server.send(number)
-        await refused(sqlite_server.port)
-        assert sqlite_server.running
-        await asyncio.to_thread(sqlite_server.terminate, second, AT_ONCE_SECONDS)
-    assert "Traceback" not in sqlite_server.output
-    await asyncio.to_thread(sqlite_server.restart)
+    async with half_open(server):
+        server.send(number)
+        await refused(server.port)
+        assert server.running
+        await asyncio.to_thread(server.terminate, second, AT_ONCE_SECONDS)
+    assert "Traceback" not in server.output
+    await asyncio.to_thread(server.restart)
     assert_sqlite_is_whole(f"sqlite:///{tmp_path}/chatstate.db")
 
 

@@ -1,4 +1,5 @@
-"""A real server for every test of the HTTP contract: uvicorn on a loopback port, over each store, with a clock to set.
+"""A real server for every test of the HTTP contract: uvicorn on a loopback port, over each kind of store, with a clock
+to set.
 
 One server lives as long as a test module; tests keep apart by ids of their own (`new_id`).
 """
@@ -25,7 +26,7 @@ from chatstate import create_app, create_store
 from chatstate.encryption import KeyRing, new_key
 from chatstate.http.app import ChatState
 from chatstate.http.protocol import HttpProtocol
-from tests.conftest import STORE_NAMES, database
+from tests.conftest import STORE_KINDS, database
 from tests.servers.postgres import RunningServers
 
 _SECONDS_TO_ANSWER = 20.0
@@ -191,7 +192,7 @@ def serve() -> Serve:
     return start
 
 
-@pytest.fixture(scope="module", params=[*STORE_NAMES, f"sqlite{_OVER_ASGI}"])
+@pytest.fixture(scope="module", params=[*STORE_KINDS, f"sqlite{_OVER_ASGI}"])
 def deployment(request: pytest.FixtureRequest) -> str:
     """Which store, and whether any ASGI server could be in the place of our own; that one lies encrypted."""
     name: str = request.param

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -130,14 +132,23 @@ def test_a_token_is_for_its_own_session(start: Start, own_url: str) -> None:
         assert say(client, "mine", "m2").status_code == 401
 
 
-def test_deleting_a_session_erases_what_waits_for_it(start: Start, own_url: str) -> None:
-    async def endless(_turn: Turn) -> None:
-        await asyncio.Event().wait()
+@contextmanager
+def busy(start: Start, url: str) -> Iterator[Server]:
+    """A server whose bot goes on with its first messages until the block is left."""
+    over = threading.Event()
 
-    with (
-        start(own_url, bot=endless, lease_seconds=1) as server,
-        httpx.Client(base_url=server.base_url, timeout=SECONDS) as client,
-    ):
+    async def bot(_turn: Turn) -> None:
+        await asyncio.to_thread(over.wait)
+
+    with start(url, bot=bot, lease_seconds=1) as server:
+        try:
+            yield server
+        finally:
+            over.set()
+
+
+def test_deleting_a_session_erases_what_waits_for_it(start: Start, own_url: str) -> None:
+    with busy(start, own_url) as server, httpx.Client(base_url=server.base_url, timeout=SECONDS) as client:
         assert say(client, "s", "m1", "a canary").status_code == 202
         waiting = client.get("/chat-state-sessions/s/export").json()["waiting_messages"]
         assert ("a canary" in waiting[0]["document"], waiting[0]["status"]) == (True, "pending")
@@ -148,13 +159,7 @@ def test_deleting_a_session_erases_what_waits_for_it(start: Start, own_url: str)
 
 
 def test_only_so_many_messages_wait(start: Start, own_url: str) -> None:
-    async def endless(_turn: Turn) -> None:
-        await asyncio.Event().wait()
-
-    with (
-        start(own_url, bot=endless, lease_seconds=1) as server,
-        httpx.Client(base_url=server.base_url, timeout=SECONDS) as client,
-    ):
+    with busy(start, own_url) as server, httpx.Client(base_url=server.base_url, timeout=SECONDS) as client:
         statuses = [say(client, "s", f"m{number}").status_code for number in range(MOST_WAITING + 1)]
         assert statuses == [202] * MOST_WAITING + [429]
         assert say(client, "other", "m").status_code == 202

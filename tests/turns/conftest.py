@@ -6,10 +6,9 @@ Nothing waits for a while: a worker is told when there is something to do, and a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -25,8 +24,6 @@ from chatstate.outbox import Outbox
 from chatstate.sessions import Sessions
 from chatstate.stores import Store
 from chatstate.turns import Turns, TurnSettings
-from tests.conftest import POSTGRES_NAMES, database
-from tests.servers.postgres import RunningServers
 
 SECONDS = 20.0
 """After this time a test has failed that waits for something."""
@@ -175,13 +172,6 @@ async def echo(turn: Turn) -> None:
     """Counts, and says what was said."""
     turn.state["count"] = turn.state.get("count", 0) + 1
     await turn.reply(f"You said: {turn.message.text}")
-
-
-@pytest.fixture(params=["sqlite", POSTGRES_NAMES[0]])
-def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database: SQLite, and one PostgreSQL. What the stores promise, the contract suite shows."""
-    with database(request.param, servers, tmp_path) as url:
-        yield url
 
 
 @pytest.fixture
