@@ -34,24 +34,24 @@ async def bot(turn: Turn) -> None:
     answers = turn.state.setdefault("answers", {})
     step, choice = turn.state.get("currentStep"), turn.message.choice
     text = turn.message.text.strip() or "(a file)"
-    if step is None or (step == "language" and choice is None):
+    if step is None or (step == "language" and not (choice and choice.id in LANGUAGES)):
         turn.state["currentStep"] = "language"
         await turn.reply("Please choose one." if step else "Hello! Which language do you speak?", choices=LANGUAGES)
         return
     if step == "language":
         answers["language"] = choice.id
-    texts = TEXTS[answers["language"]]
-    if step == "language":
+    texts = TEXTS.get(answers.get("language"), TEXTS["en"])
+    if step == "language" or (step == "gender" and choice and text not in texts["genders"]):  # a button of before
         turn.state["currentStep"] = "gender"
         await turn.reply(texts["gender"], choices=texts["genders"])
     elif step == "gender":
         answers["gender"] = text
         turn.state["currentStep"] = "age"
         await turn.reply(texts["age"], choices=texts["ages"])
-    elif step == "age" and not (choice or (text.isdecimal() and 1 <= int(text) <= 120)):
+    elif step == "age" and text not in texts["ages"] and not (text.isdecimal() and 1 <= int(text) <= 120):
         await turn.reply(texts["again"], choices=texts["ages"])
     elif step == "age":
-        answers["age"] = text if choice else int(text)
+        answers["age"] = int(text) if text.isdecimal() else text
         turn.state["currentStep"] = "question"
         await turn.reply(texts["question"])
     else:

@@ -208,5 +208,24 @@ async def test_the_example_goes_through_its_questions() -> None:
     assert "“Why?” is a good question" in said[6]
 
 
+async def test_the_example_goes_on_after_other_bots_and_buttons_of_before() -> None:
+    from examples.onboarding_bot import bot
+
+    async def said(state: dict[str, object], text: str, choice: Choice | None = None) -> str:
+        given = Turn("s", state, Message("m", AT, text, choice))
+        await bot(given)
+        return given.replies[-1].text
+
+    assert "language" in await said({}, "x")
+    of_another = {"currentStep": "chat", "answers": {"language": "es"}}
+    assert "is a good question" in await said(of_another, "Why?")
+    old = Choice("en", "English")
+    assert await said({"currentStep": "language"}, "Sí", Choice("es", "Español")) == "Please choose one."
+    assert "gender" in await said({"currentStep": "gender", "answers": {"language": "en"}}, "English", old)
+    assert "1 to 120" in await said(
+        {"currentStep": "age", "answers": {"language": "en"}}, "Female", Choice("1", "Female")
+    )
+
+
 def test_the_example_is_short() -> None:
     assert len((Path(__file__).parent.parent / "examples" / "onboarding_bot.py").read_text().splitlines()) <= 60

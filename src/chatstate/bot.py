@@ -6,7 +6,7 @@
 
 A turn is applied to the state once: the state that the bot leaves, its replies, and that the message is done, are one
 write. Whatever goes wrong before that makes the turn run again, on the state as it is then; so what a bot does beside
-the state (bookings, mails) should bear being done twice, or be told `Turn.message.id`, which stays the same.
+the state (bookings, mails) should bear being done twice, or be told the ids of session and message, which stay.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Attachment(Struct, frozen=True, omit_defaults=True):
 class Message(Struct, frozen=True, omit_defaults=True):
     """What a person has said: a text, a choice, whose title is the text then, or an attachment.
 
-    id  the same when the turn runs again; no two messages of a session have the same
+    id  the same when the turn runs again; no two messages of a session have the same within eight days. On web pages
+        it is the page's own, so it says nothing outside of its session
     at  when it was sent, in UTC
     """
 

@@ -5,7 +5,7 @@ Channels deliver again and in any order; a message is known by its channel's id 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -32,7 +32,7 @@ from chatstate.mailbox import (
     Settled,
 )
 from chatstate.model import KEEP, Retention, utc_now
-from chatstate.people import People
+from chatstate.people import People, Person
 from chatstate.records import Records
 from chatstate.stores.base import AnyWrite, Outcome, Store
 
@@ -244,15 +244,24 @@ class Inbox:
         await self.open()
         now = self._clock()
         people = await self.people.of_session(user_session_id, now)
-        here = [each for each in people.values() if each.user_session_id == user_session_id]
-        conversations = [name for person in here for name in self.people.conversations(person)]
         if not people and not await self._has_any(user_session_id):
             return False
         # In this order: what is interrupted here can be found again.
-        everything = (self.web_conversation(user_session_id), *conversations)
-        await self._commit([EraseMail(user_session_id=user_session_id, conversations=everything, now=now)])
+        await self._commit([self._erasure(user_session_id, people.values())])
         await self.people.erase(user_session_id, now)
         return True
+
+    async def erasure(self, user_session_id: str) -> EraseMail:
+        """What erases all that has arrived for the session or is to leave."""
+        await self.open()
+        people = await self.people.of_session(user_session_id, self._clock())
+        return self._erasure(user_session_id, people.values())
+
+    def _erasure(self, user_session_id: str, people: Iterable[Person]) -> EraseMail:
+        here = [each for each in people if each.user_session_id == user_session_id]
+        conversations = (name for person in here for name in self.people.conversations(person))
+        everything = (self.web_conversation(user_session_id), *conversations)
+        return EraseMail(user_session_id=user_session_id, conversations=everything, now=self._clock())
 
     async def _has_any(self, user_session_id: str) -> bool:
         now, conversation = self._clock(), self.web_conversation(user_session_id)

@@ -12,11 +12,13 @@ import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+from msgspec import json
+
 from chatstate.bot import Message, Reply, StateNotReadable, last_reply, read_state
-from chatstate.errors import LinkNotFound, SessionNotFound
+from chatstate.errors import LinkNotFound, SessionNotFound, StateUnreadable
 from chatstate.links import ALPHABET, LONGEST_LINK, Link, Links
 from chatstate.model import Session
-from chatstate.people import Answered, People, Person, Question
+from chatstate.people import Answered, People, Person, Question, TooManyPeople
 from chatstate.rates import RateLimit
 from chatstate.sessions import Sessions
 
@@ -128,15 +130,21 @@ class Linking:
     async def _link(self, person_id: str, user_session_id: str, link_id: str, device: str, message_id: str) -> str:
         text = _LINKED.format(device=device)
         answered = Answered(message_id, text)
-        await self._people.link(person_id, user_session_id, link_id, device, self._clock(), answered)
+        try:
+            await self._people.link(person_id, user_session_id, link_id, device, self._clock(), answered)
+        except TooManyPeople:
+            return _FULL
         return text
 
     async def last_said(self, user_session_id: str) -> Reply | None:
-        """What the bot has said last in a session, so that a person knows where the chat stands."""
+        """What the bot has said last in a session, so that a person knows where the chat stands. Clients write that
+        too, so it may be nothing that can be sent."""
         try:
-            return last_reply(read_state((await self._sessions.load(user_session_id)).chat_state))
-        except (SessionNotFound, StateNotReadable):
+            said = last_reply(read_state((await self._sessions.load(user_session_id)).chat_state))
+            json.encode(said)
+        except (SessionNotFound, StateNotReadable, StateUnreadable, UnicodeEncodeError):
             return None
+        return said
 
 
 _LINKED = (
@@ -151,4 +159,5 @@ _STAYS = "That is not the number, so everything stays as it is. To try again, as
 _ENDED = "That has ended: nobody else sees what you write here now. The chat that you have here goes on."
 _NOT_LINKED = "There is nothing to end: nobody else sees what you write here."
 _NOT_VALID = "This code is not valid, or not any more: each works once, and for ten minutes. Ask for a new one there."
+_FULL = "Very many people go on with this chat already, so nobody else can."
 _TOO_MANY = "Too many codes. Please wait for an hour."

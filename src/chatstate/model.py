@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from msgspec import DecodeError, Raw, Struct
 from msgspec.json import decode
 
-from chatstate.mailbox import Settle
+from chatstate.mailbox import EraseMail, Settle
 
 MAX_ID_LENGTH = 255
 """Longest `user_session_id`, in code points."""
@@ -231,12 +231,14 @@ class Delete(Struct, frozen=True, kw_only=True):
     """Remove the session, its state and all its versions. An absent session cannot satisfy it.
 
     What idempotency keys remember outlives it: no state, and only so that a retried write does not bring it back.
+    `erases`: the messages that go with it, in the same write, so that none of them brings the session back.
     """
 
     user_session_id: str
     now: datetime
     expect: Expect = PRESENT
     once: IdempotencyKey | None = None
+    erases: EraseMail | None = None
 
     def __post_init__(self) -> None:
         if self.expect.absent:

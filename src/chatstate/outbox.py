@@ -40,6 +40,7 @@ _AT_ONCE = 50
 """To how many people it is sent at once."""
 
 _NOBODY = "the person has another name now, or was forgotten"
+_UNLINKED = "the person does not go on with that session any more"
 _WINDOW_CLOSED = "the person has not written for so long that the channel lets nobody answer"
 
 _log = logging.getLogger(__name__)
@@ -111,18 +112,24 @@ class Outbox(Worker):
             return True
         if self._held_for(parcel.channel):
             return False
-        person = await self._people.get(parcel.person, now)
-        if person is None or not person.contact.ids:
-            await self._note(Progress(now=now, status="failed", key=entry.key, error=_NOBODY))
-            return True
         channel = self._channels[parcel.channel]
-        if not await self._is_open(channel, person, entry, now):
-            await self._note(Progress(now=now, status="failed", key=entry.key, error=_WINDOW_CLOSED))
+        person = await self._people.get(parcel.person, now)
+        if person is None or (why := await self._hindrance(channel, person, entry, now)):
+            error = _NOBODY if person is None else why
+            await self._note(Progress(now=now, status="failed", key=entry.key, error=error))
             return True
         if wait := self._pairs.wait(entry.conversation):
             await self._postpone(entry, entry.tries, wait, entry.error)
             return False
         return await self._give(channel, person, parcel, entry)
+
+    async def _hindrance(self, channel: Channel, person: Person, entry: OutboxEntry, now: datetime) -> str:
+        """Why it is not to reach the person any more; empty if it is."""
+        if not person.contact.ids:
+            return _NOBODY
+        if entry.user_session_id not in (person.user_session_id, person.own_session_id):
+            return _UNLINKED
+        return "" if await self._is_open(channel, person, entry, now) else _WINDOW_CLOSED
 
     async def _is_open(self, channel: Channel, person: Person, entry: OutboxEntry, now: datetime) -> bool:
         """Whether the person may be sent something now: it may have waited here since it could leave."""

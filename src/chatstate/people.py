@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chatstate.channels import Contact, ExternalId
-from chatstate.errors import StoreBusy, StoreError
+from chatstate.errors import StoreError
 from chatstate.hashes import name_hash
 from chatstate.leases import Leases
 from chatstate.records import Records
@@ -41,6 +41,10 @@ _MEETING_SECONDS = 0.02
 
 _MOST_PEOPLE = 100
 """How many people may go on with one session, or may have."""
+
+
+class TooManyPeople(Exception):
+    """As many people go on with this session on channels as may."""
 
 
 class Question(Struct, frozen=True):
@@ -68,7 +72,9 @@ class Answered(Struct, frozen=True):
 class Person(Struct, frozen=True, kw_only=True):
     """What is kept of a person of a channel.
 
-    contact          all names under which the channel knows them, the surest first
+    contact          the names under which they can be written to, the surest first: those of their newest message, and
+                     those that nobody else ever gets
+    earlier          names that they had before, and that are not told with their newest message
     own_session_id   the session that is theirs alone
     user_session_id  the session that they go on with; the other one, if they have linked one
     linked_at        since when; None: they have not
@@ -87,6 +93,12 @@ class Person(Struct, frozen=True, kw_only=True):
     link_id: str = ""
     asked: Question | None = None
     answered: Answered | None = None
+    earlier: tuple[ExternalId, ...] = ()
+
+    @property
+    def names(self) -> tuple[ExternalId, ...]:
+        """All that they are known by."""
+        return (*self.contact.ids, *self.earlier)
 
 
 class _Name(Struct, frozen=True):
@@ -131,7 +143,7 @@ class People:
 
     def conversations(self, person: Person) -> tuple[str, ...]:
         """All that may stand for theirs: a message may come under any of their names."""
-        return tuple(self._hash(person.channel, name) for name in person.contact.ids)
+        return tuple(self._hash(person.channel, name) for name in person.names)
 
     def _hash(self, channel: str, name: ExternalId) -> str:
         return name_hash(self.key, channel, name.kind, name.value)
@@ -176,7 +188,7 @@ class People:
         await self._follow(person_id, session_id, now)  # first: whoever erases the session must find them
         await self._people.put(person_id, person, now, expires_at=self._ends(now))
         for name in contact.ids:
-            await self._put_name(channel, name, person_id, now)
+            await self._take_name(channel, name, person_id, now)
         return person_id, person
 
     async def _disown(self, channel: str, names: Sequence[ExternalId], person_id: str, now: datetime) -> None:
@@ -192,10 +204,17 @@ class People:
         for place, name in enumerate(contact.ids):
             known = await self._names.get(self._hash(person.channel, name), now)
             if not (known and known.person == person_id and now - known.seen_at < _SEEN_AGAIN):
-                await self._put_name(person.channel, name, person_id, now)
+                await self._take_name(person.channel, name, person_id, now)
                 if place == 0 and self._kept:
                     await self._change(person_id, now, lambda there: there)  # so that it lasts on
                     await self._follow(person_id, person.own_session_id, now)
+
+    async def _take_name(self, channel: str, name: ExternalId, person_id: str, now: datetime) -> None:
+        """The name is theirs now; whoever had it before is not written to by it any more."""
+        known = await self._names.get(self._hash(channel, name), now)
+        if known and known.person != person_id:
+            await self._change(known.person, now, partial(_without, name))
+        await self._put_name(channel, name, person_id, now)
 
     async def _put_name(self, channel: str, name: ExternalId, person_id: str, now: datetime) -> None:
         spans = [span for span in (None if name.kind in LASTING else _IDLE, self._kept) if span is not None]
@@ -208,12 +227,17 @@ class People:
         return None if self._kept is None else now + self._kept
 
     async def _with_names(self, person_id: str, person: Person, contact: Contact, now: datetime) -> Person:
-        """The person with these names, and those that are known beside them."""
+        """The person with these names. A number that is not told any more may be somebody else's by now, so nothing is
+        sent to it."""
         kinds = {name.kind for name in contact.ids}
-        names = (*contact.ids, *(name for name in person.contact.ids if name.kind not in kinds))
+        lasting = (name for name in person.contact.ids if name.kind in LASTING and name.kind not in kinds)
+        names = (*contact.ids, *lasting)
         if names == person.contact.ids:
             return person
-        return await self._change(person_id, now, lambda there: replace(there, contact=Contact(names))) or person
+        earlier = tuple(name for name in person.names if name not in names)
+        contact = Contact(names)
+        changed = await self._change(person_id, now, lambda there: replace(there, contact=contact, earlier=earlier))
+        return changed or person
 
     # --- Links --------------------------------------------------------------------------------------------------------
 
@@ -264,13 +288,13 @@ class People:
     # --- The end ------------------------------------------------------------------------------------------------------
 
     async def give_up(self, channel: str, former: Sequence[ExternalId], now: datetime) -> None:
-        """These names are nobody's any more: whoever comes with one of them is somebody new, with no link."""
+        """These names are nobody's any more: whoever comes with one of them is somebody new. A link of whose they were
+        ends: nobody knows who has the name now."""
         for name in former:
             key = self._hash(channel, name)
-            known = await self._names.get(key, now)
+            if known := await self._names.get(key, now):  # in this order: what is interrupted here can be done again
+                await self._change(known.person, now, partial(_given_up, name))
             await self._names.drop(key, now)
-            if known:
-                await self._change(known.person, now, partial(_without, name))
 
     async def erase(self, user_session_id: str, now: datetime) -> tuple[str, ...]:
         """Forget those whose own session this is, and end the links of others; what stands for their conversations."""
@@ -281,7 +305,7 @@ class People:
             if person.own_session_id != user_session_id:
                 await self._change(person_id, now, _unlinked)
                 continue
-            await self._disown(person.channel, person.contact.ids, person_id, now)
+            await self._disown(person.channel, person.names, person_id, now)
             await self._people.drop(person_id, now)
         await self._followers.drop(user_session_id, now)
         return tuple(conversations)
@@ -296,7 +320,7 @@ class People:
             if person_id in there.people:
                 return there
             if len(there.people) >= _MOST_PEOPLE:
-                raise StoreBusy("As many people go on with this session on channels as may.")
+                raise TooManyPeople
             return _Followers((*there.people, person_id))
 
         ends = self._ends(now)
@@ -316,7 +340,10 @@ def _unlinked(person: Person) -> Person:
     return replace(person, user_session_id=person.own_session_id, linked_at=None, device="", link_id="", asked=None)
 
 
+def _given_up(name: ExternalId, person: Person) -> Person:
+    return _unlinked(_without(name, person))
+
+
 def _without(name: ExternalId, person: Person) -> Person:
-    """The person without this name, and without a link: nobody knows who has the name now."""
     names = tuple(other for other in person.contact.ids if other != name)
-    return replace(_unlinked(person), contact=Contact(names))
+    return replace(person, contact=Contact(names), earlier=tuple(other for other in person.earlier if other != name))

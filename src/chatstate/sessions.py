@@ -24,7 +24,7 @@ from chatstate.errors import (
     VersionNotFound,
 )
 from chatstate.group_commit import GroupCommit
-from chatstate.mailbox import Settle, Settled
+from chatstate.mailbox import EraseMail, Settle, Settled
 from chatstate.model import (
     ABSENT,
     ANYTHING,
@@ -187,10 +187,17 @@ class Sessions:
         return [sessions.get(user_session_id) for user_session_id in ids]
 
     async def delete(
-        self, user_session_id: str, precondition: Expect = ANYTHING, *, once: IdempotencyKey | None = None
+        self,
+        user_session_id: str,
+        precondition: Expect = ANYTHING,
+        *,
+        once: IdempotencyKey | None = None,
+        erases: EraseMail | None = None,
     ) -> bool:
-        """Remove the session, and tell whether an earlier request with this key had. Raises `SessionNotFound`."""
-        write = Delete(user_session_id=user_session_id, now=self._clock(), expect=precondition & PRESENT, once=once)
+        """Remove the session, with the messages that go with it, and tell whether an earlier request with this key had.
+        Raises `SessionNotFound`."""
+        expect = precondition & PRESENT
+        write = Delete(user_session_id=user_session_id, now=self._clock(), expect=expect, once=once, erases=erases)
         outcome = await self._writes.submit(user_session_id, write, _OVERHEAD)
         if isinstance(outcome, Replay):
             _check_same(outcome, once)

@@ -209,11 +209,18 @@ class Turns(Worker):
                 await self._turn(entry, envelope, message, user_session_id, person and person[0], held)
         except _LeaseLost:
             _log.warning("another server has taken over a conversation whose lease had run out")
-        except _BotFailed as error:
-            _log.error("a turn has failed (try %d of %d): %s", entry.tries + 1, MOST_TRIES, error)
-            await self._failed(entry, str(error).splitlines()[0], entry.tries + 1)
+        except (_BotFailed, StateUnreadable) as error:
+            await self._try_failed(entry, str(error))
+        except StoreError:  # that will be over, and is no fault of the message
+            raise
+        except Exception as error:  # if it went wrong again and again, nothing behind it would ever be taken
+            await self._try_failed(entry, _where(error))
         finally:
             self._live.write(user_session_id, "", "")
+
+    async def _try_failed(self, entry: InboxEntry, error: str) -> None:
+        _log.error("a turn has failed (try %d of %d): %s", entry.tries + 1, MOST_TRIES, error)
+        await self._failed(entry, error.splitlines()[0], entry.tries + 1)
 
     async def _answer_link(self, entry: InboxEntry, envelope: Envelope, person_id: str, text: str) -> None:
         """Say what comes of a message about links; and where the chat stands that they go on with now."""
@@ -249,6 +256,8 @@ class Turns(Worker):
                 return
             seen = session
             turn = await self._played(entry, envelope, message, user_session_id, session, held)
+            if person_id and not await self._still(entry, envelope, user_session_id):
+                return  # their link has ended while the bot was at work
             state, sends = self._left(turn, envelope.channel, person_id, user_session_id)
             settle = Settle(key=entry.key, now=self.clock(), sends=sends)
             if await self._applied(user_session_id, state, session, settle):
@@ -322,6 +331,10 @@ class Turns(Worker):
             await self._bot(turn)
         except SystemExit:
             raise _BotFailed("the bot has called sys.exit(), which ends no server") from None
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise _BotFailed(_where(error)) from None
 
     async def _within(self, work: Awaitable[None], envelope: Envelope, held: _Held) -> None:
         """Let the bot work, as long as the lease can be renewed, and not for too long."""
@@ -333,6 +346,8 @@ class Turns(Worker):
                 raise _BotFailed(f"the bot took longer than {self._settings.seconds:g} s (CHATSTATE_TURN_SECONDS)")
             task.result()
         except asyncio.CancelledError:
+            if (own := asyncio.current_task()) and own.cancelling():  # the server ends
+                raise
             if held.lost:
                 raise _LeaseLost from None
             if task.done():  # the bot has cancelled itself
@@ -344,11 +359,12 @@ class Turns(Worker):
             raise _BotFailed(_where(error)) from None
         finally:
             for other in (task, *others):
+                # What it ends with is nobody's business any more: asyncio would log it, with what is in it.
+                other.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
                 other.cancel()
             _, going_on = await asyncio.wait([task, *others], timeout=_CANCEL_SECONDS)
             if going_on:
                 _log.error("a bot goes on although it was cancelled; what it does has no effect any more")
-                task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     async def _keep(self, held: _Held, task: asyncio.Future[None]) -> None:
         """Renew the lease again and again; if it is lost, there is no use in going on."""
@@ -424,7 +440,7 @@ class _Held:
         self.lost = False
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """The kind of the error, and the way to it, without its message: there may be what somebody has written in it."""
     frames = traceback.extract_tb(error.__traceback__)
     of_bot = [frame for frame in frames if Path(frame.filename) != Path(__file__)]

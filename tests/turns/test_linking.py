@@ -45,6 +45,23 @@ async def test_a_code_links_and_the_chat_goes_on_where_it_stands(world: World) -
     assert await world.texts("web") == ["How old are you?", "34", "You said: 34"]
 
 
+async def test_what_a_client_has_put_there_that_cannot_be_sent_is_left_out(world: World) -> None:
+    made = await web_chat(world, state='{"messages": [{"id": "a", "role": "bot", "text": "\\ud83d"}]}')
+    (linked,) = await tell(world, made.code)
+    assert CHROME in linked
+    assert await world.inbox.entries("pending") == []
+
+
+async def test_one_too_many_is_told_so_and_keeps_their_own_chat(world: World) -> None:
+    made = await web_chat(world)
+    for number in range(100):
+        await world.inbox.people._follow(f"p{number}", "web", world.clock())
+    (answer,) = await tell(world, made.code)
+    assert "Very many people" in answer
+    assert await tell(world, "Hi") == ["You said: Hi"]
+    assert await world.texts("web") == []
+
+
 @pytest.mark.parametrize("form", ["{0}", "  {0}\n", "LINK {0}", "link {1}", "{2}", "{3}"])
 async def test_a_code_may_be_written_in_any_way(world: World, form: str) -> None:
     code = (await web_chat(world)).code
@@ -252,6 +269,37 @@ async def test_unlinking_from_the_web_ends_it_too(world: World, clock: Clock) ->
     assert await world.inbox.people.linked("web", clock()) == {}
     await tell(world, "and now?")
     assert await world.texts("web") == []
+
+
+async def test_unlinking_under_a_turn_gives_the_message_to_its_sender(new_world: NewWorld) -> None:
+    world: World
+    runs: list[str] = []
+
+    async def disturbed(turn: Turn) -> None:
+        runs.append(turn.user_session_id)
+        for person_id in await world.inbox.people.linked("web", world.clock()):
+            await world.inbox.people.unlink(person_id, world.clock())
+        await turn.reply("Answered")
+
+    world = await new_world(disturbed)
+    made = await web_chat(world)
+    await tell(world, made.code)
+    assert await tell(world, "private") == ["Answered"]
+    own = await world.session_of(person())
+    assert runs == ["web", own]
+    assert (await world.texts("web"), await world.texts(own)) == ([], ["private", "Answered"])
+
+
+async def test_a_reply_of_a_chat_that_they_have_left_does_not_reach_them(world: World, clock: Clock) -> None:
+    await tell(world, (await web_chat(world)).code)
+    await world.write(person(), "waiting", "What is in it?")
+    await done(world.turns)
+    (person_id,) = await world.inbox.people.linked("web", clock())
+    await world.inbox.people.unlink(person_id, clock())
+    before = len(world.paper.sent)
+    await done(world.outbox)
+    assert len(world.paper.sent) == before
+    assert "does not go on" in (await world.inbox.replies("failed"))[0].error
 
 
 async def test_the_same_chat_again_asks_nothing(world: World) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+
 from chatstate.channels import Contact, ExternalId
+from chatstate.errors import SendFailed, StoreUnavailable
 from chatstate.leases import Leases
 from chatstate.people import People
 from chatstate.record import Record, RecordQuery
@@ -31,7 +34,7 @@ async def test_a_person_is_the_same_under_any_of_their_names(world: World) -> No
     for names in ((BSUID,), (NUMBER,), (PARENT,), (BSUID, PARENT)):
         assert await who(world, *names) == first
     _, found = await world.inbox.people.find("paper", known(BSUID), world.clock())
-    assert set(found.contact.ids) == {BSUID, NUMBER, PARENT}
+    assert set(found.names) == {BSUID, NUMBER, PARENT}
 
 
 async def test_a_number_with_another_surer_name_is_somebody_else(world: World) -> None:
@@ -40,6 +43,25 @@ async def test_a_number_with_another_surer_name_is_somebody_else(world: World) -
     assert other != first
     assert await who(world, NUMBER) == other  # whoever has it now
     assert await who(world, BSUID) == first
+
+
+async def test_a_number_that_is_not_told_any_more_is_not_written_to(world: World) -> None:
+    for number, names in enumerate(((BSUID, NUMBER), (("bsuid", "US.9"), NUMBER), (BSUID,))):
+        await world.write(known(*names), f"m{number}")
+        await world.work()
+    assert world.paper.sent[-1][0].ids == (BSUID,)
+
+
+async def test_a_reply_that_waits_does_not_go_to_a_number_that_is_somebody_elses_now(
+    world: World, clock: Clock
+) -> None:
+    world.paper.failing = [SendFailed("later", retry_after=60)]
+    await world.write(known(BSUID, NUMBER), "m1")
+    await world.work()
+    await who(world, ("bsuid", "US.9"), NUMBER)
+    clock.advance(61)
+    await world.work()
+    assert [contact.ids for contact, _ in world.paper.sent] == [(BSUID,)]
 
 
 async def test_people_of_different_channels_are_different(world: World) -> None:
@@ -109,6 +131,25 @@ async def test_names_that_are_given_up_are_nobodys(world: World) -> None:
     assert await who(world, BSUID) == first
     assert await who(world, NUMBER) != first
     await world.inbox.people.give_up("paper", [ExternalId("wa_id", "unknown")], world.clock())
+
+
+async def test_giving_up_a_name_can_be_done_again_when_it_was_interrupted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, people = await who(world, BSUID, NUMBER), world.inbox.people
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(people._names, "drop", fail)
+    with pytest.raises(StoreUnavailable):
+        await people.give_up("paper", [ExternalId(*NUMBER)], world.clock())
+    monkeypatch.undo()
+    await people.give_up("paper", [ExternalId(*NUMBER)], world.clock())
+    found = await people.get(first, world.clock())
+    assert found
+    assert found.names == (BSUID,)
+    assert await who(world, NUMBER) != first
 
 
 async def test_a_changed_number_ends_a_link(world: World, clock: Clock) -> None:

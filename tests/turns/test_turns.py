@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from datetime import timedelta
@@ -298,6 +299,74 @@ async def test_a_bot_that_takes_too_long_has_failed(new_world: NewWorld) -> None
     assert (entry.tries, "CHATSTATE_TURN_SECONDS" in entry.error) == (1, True)
 
 
+async def test_what_a_bot_raises_that_was_cancelled_is_in_no_log(new_world: NewWorld) -> None:
+    """asyncio would log it with its text, when the task is collected."""
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    async def stubborn(turn: Turn) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError(turn.message.text)
+
+    world = await new_world(stubborn, seconds=0.01)
+    await world.say("s", "m1", "what somebody has written")
+    await world.work()
+    (entry,) = await world.inbox.entries("pending")
+    assert "CHATSTATE_TURN_SECONDS" in entry.error
+    gc.collect()
+    assert told == []
+
+
+async def test_what_is_no_exception_is_a_failed_turn_too(new_world: NewWorld) -> None:
+    class Odd(BaseException):
+        pass
+
+    async def odd(_turn: Turn) -> None:
+        raise Odd("what somebody has written")
+
+    world = await new_world(odd)
+    await world.say("s", "m1")
+    await world.work()
+    (entry,) = await world.inbox.entries("pending")
+    assert (entry.tries, entry.error.partition(" ")[0]) == (1, "Odd")
+
+
+async def test_a_fault_of_ours_counts_as_a_failed_try_so_that_it_blocks_nobody_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_person_id: str, _person: object, message: Message) -> None:
+        raise RuntimeError(message.text)
+
+    monkeypatch.setattr(world.linking, "answer", broken)
+    await world.write(person(), "m1", "what somebody has written")
+    await world.work()
+    (entry,) = await world.inbox.entries("pending")
+    assert (entry.tries, entry.error.partition(" ")[0]) == (1, "RuntimeError")
+    assert "what somebody" not in caplog.text + entry.error
+
+
+async def test_a_server_that_ends_just_when_a_bot_has_ended_counts_no_failed_try(new_world: NewWorld) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waiting(_turn: Turn) -> None:
+        started.set()
+        await go_on.wait()
+
+    world = await new_world(waiting)
+    await world.say("s", "m1")
+    (conversation,) = await world.turns.find(10)
+    work = asyncio.create_task(world.turns.work(conversation))
+    await started.wait()
+    go_on.set()
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    (entry,) = await world.inbox.entries("pending")
+    assert entry.tries == 0
+
+
 async def test_a_state_that_is_no_object_is_left_alone(new_world: NewWorld, clock: Clock) -> None:
     world = await new_world()
     for text in ("not JSON", "[1]", '{"n": NaN}', "[" * 100_000):
@@ -523,6 +592,15 @@ async def test_deleting_a_session_under_a_turn_brings_nothing_back(new_world: Ne
     clock.advance(2)
     await world.work()
     assert await world.state("s") is None
+
+
+async def test_messages_that_wait_go_with_their_session_and_do_not_bring_it_back(world: World) -> None:
+    await world.say("s", "m1")
+    await world.work()
+    await world.say("s", "m2")
+    await world.sessions.delete("s", erases=await world.inbox.erasure("s"))
+    await world.work()
+    assert (await world.state("s"), await world.inbox.entries("pending")) == (None, [])
 
 
 async def test_what_was_done_long_ago_hides_no_message_from_its_erasure(new_world: NewWorld) -> None:

@@ -174,7 +174,8 @@ async def delete(api: Api, request: Request) -> Response:
     expect, once = await _conditions(api, request, "delete")
     replayed = False
     try:
-        write = api.sessions.delete(user_session_id, expect, once=once)
+        erases = await api.inbox.erasure(user_session_id)
+        write = api.sessions.delete(user_session_id, expect, once=once, erases=erases)
         replayed = await _current_shown(api, request, user_session_id, write)
     except SessionNotFound:
         await api.links.erase(user_session_id, api.clock())

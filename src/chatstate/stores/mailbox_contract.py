@@ -29,7 +29,7 @@ from chatstate.mailbox import (
     Settle,
     Settled,
 )
-from chatstate.model import ABSENT, ANYTHING, KEEP, Conflict, Expect, Retention, Save, Session, one_of
+from chatstate.model import ABSENT, ANYTHING, KEEP, Conflict, Delete, Deleted, Expect, Retention, Save, Session, one_of
 from chatstate.stores.base import AnyWrite, Store, all_readable
 
 NOW = datetime(2025, 10, 2, 10, 0, 0, 123456, UTC)
@@ -307,6 +307,21 @@ class MailboxChecks:
         assert (await self._outbox(), await self._heads()) == ([], ["3"])
         assert await self.commit(self._receive(2)) == Received(False)
         assert await self.commit(EraseMail(user_session_id="?", conversations=(), now=NOW)) == MailErased(0)
+
+    async def what_a_deletion_erases_goes_with_the_session_or_not_at_all(self) -> None:
+        await self.one.commit([self._receive(1), self._receive(2), self._receive(3, "d")])
+        session = await self.commit(self._turn(1, "s", self._send(1)))
+        erases = EraseMail(user_session_id=self.id(), conversations=(f"{self.prefix}c",), now=NOW)
+        delete = Delete(user_session_id=self.id(), now=NOW, erases=erases)
+        other_one = replace(delete, expect=one_of([session.tag._replace(version=7)]))
+        assert await self.commit(other_one) == Conflict(session.tag)
+        assert (await self._heads(), len(await self._outbox())) == (["2", "3"], 1)
+        deleted, turn = await asyncio.gather(self.commit(delete), self.commit(self._turn(2, "s"), self.other))
+        assert isinstance(deleted, Deleted)
+        assert isinstance(turn, Session | Settled)  # whichever was first
+        assert (await self._heads(), await self._outbox()) == (["3"], [])
+        assert await self.commit(self._turn(2, "s")) == Settled(False)
+        assert await self.one.load([self.id()], NOW) == {}
 
     async def messages_that_are_done_are_forgotten_after_eight_days(self) -> None:
         await self.one.commit([self._receive(key) for key in ("done", "waiting", "aside")])

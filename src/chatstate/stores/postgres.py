@@ -28,6 +28,7 @@ from chatstate.model import (
     EARLIEST,
     KEEP,
     Conflict,
+    Delete,
     Deleted,
     Remembered,
     RememberedQuery,
@@ -249,12 +250,15 @@ class PostgresStore(Store):
         groups = _by_verb(writes, earlier)
         keyed = [write for write in writes if write.once]
         settling = [write for write in writes if isinstance(write, Save) and write.settles]
+        erasing = [write.erases for write in writes if isinstance(write, Delete) and write.erases]
         several = len(groups) > 1
         async with (
             acquired(self._open_pool) as connection,
-            self._unit(connection, several or bool(keyed or settling) or self._facts.through_pooler),
+            self._unit(connection, several or bool(keyed or settling or erasing) or self._facts.through_pooler),
         ):
             outcomes = await self._settled_before(connection, settling)
+            if erasing:
+                await postgres_mailbox.lock(connection, self._table, erasing)
             if several:
                 await connection.fetch(self._statement("lock"), [write.user_session_id for write in writes])
             outcomes |= await self._replays(connection, keyed)
@@ -267,6 +271,9 @@ class PostgresStore(Store):
                     outcomes |= sessions.outcomes(left, rows)
             await self._remember(connection, keyed, outcomes)
             await self._settle(connection, settling, outcomes)
+            for erase in erasing:
+                if isinstance(outcomes.get(erase.user_session_id), Deleted):
+                    await postgres_mailbox.erase(connection, self._table, erase)
         outcomes |= {
             write.user_session_id: OutcomeUnknown(_CHANGED_BY_TRIGGER)
             for write in groups.get("upsert", ())  # an upsert gives a row, unless a foreign trigger is in its way

@@ -81,7 +81,7 @@ async def _apply(connection: Connection, schema: Schema, write: MailWrite) -> Ma
     if isinstance(write, Settle):
         return Settled(bool(await settle(connection, schema, [write])))
     if isinstance(write, EraseMail):
-        return await _erase(connection, schema, write)
+        return await erase(connection, schema, write)
     if isinstance(write, Postpone):
         given = (write.key, write.aside, write.due_at.isoformat(), write.tries, write.error)
         return Settled(bool(await connection.fetch(_statement(schema, "postpone"), *given)))
@@ -92,7 +92,8 @@ async def _apply(connection: Connection, schema: Schema, write: MailWrite) -> Ma
     return Settled(bool(await connection.fetch(statement, write.key, write.provider_key, *outcome)))
 
 
-async def _erase(connection: Connection, schema: Schema, write: EraseMail) -> MailErased:
+async def erase(connection: Connection, schema: Schema, write: EraseMail) -> MailErased:
+    """Carry out one `EraseMail`."""
     arrived = await connection.fetch(_statement(schema, "erase_inbox"), write.conversations)
     leaving = await connection.fetch(_statement(schema, "erase_outbox"), write.user_session_id)
     return MailErased(len(arrived) + len(leaving))
@@ -105,6 +106,12 @@ async def open_keys(connection: Connection, schema: Schema, settles: Sequence[Se
     """Which of these messages are not done yet; they are locked until the transaction ends."""
     rows = await connection.fetch(_statement(schema, "open_entries"), [write.key for write in settles])
     return {row[0] for row in rows}
+
+
+async def lock(connection: Connection, schema: Schema, erasing: Sequence[EraseMail]) -> None:
+    """Lock what these are about to erase. Whoever settles a message locks it before the session; so does this."""
+    conversations = [name for write in erasing for name in write.conversations]
+    await connection.fetch(_statement(schema, "lock_entries"), conversations)
 
 
 async def settle(connection: Connection, schema: Schema, settles: Sequence[Settle]) -> set[str]:

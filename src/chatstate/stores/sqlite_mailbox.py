@@ -77,7 +77,7 @@ def apply_mail(connection: apsw.Connection, write: MailWrite, place: int) -> Mai
     if isinstance(write, Settle):
         return settle(connection, write)
     if isinstance(write, EraseMail):
-        return _erase(connection, write)
+        return erase(connection, write)
     statement, given = _postponed(write) if isinstance(write, Postpone) else _progressed(write)
     return Settled(bool(connection.execute(statement, given).fetchall()))
 
@@ -113,7 +113,8 @@ def _progressed(write: Progress) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _erase(connection: apsw.Connection, write: EraseMail) -> MailErased:
+def erase(connection: apsw.Connection, write: EraseMail) -> MailErased:
+    """Carry out one `EraseMail`."""
     given = {"conversations": json.encode(write.conversations).decode(), "user_session_id": write.user_session_id}
     return MailErased(
         sum(len(connection.execute(statement, given).fetchall()) for statement in (_ERASE_INBOX, _ERASE_OUTBOX))

@@ -119,6 +119,8 @@ def apply(connection: apsw.Connection, write: Write, retention: Retention) -> Ou
         connection.execute(_REMEMBER, parameters | _remembered(write, outcome))
     if settles and isinstance(outcome, Session):
         sqlite_mailbox.settle(connection, settles)
+    if isinstance(write, Delete) and write.erases and isinstance(outcome, Deleted):
+        sqlite_mailbox.erase(connection, write.erases)
     return outcome
 
 
