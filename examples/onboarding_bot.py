@@ -33,7 +33,7 @@ TEXTS = {
 async def bot(turn: Turn) -> None:
     answers = turn.state.setdefault("answers", {})
     step, choice = turn.state.get("currentStep"), turn.message.choice
-    text = turn.message.text.strip() or "(a file)"
+    text = choice.title if choice else turn.message.text.strip() or "(a file)"
     if step is None or (step == "language" and not (choice and choice.id in LANGUAGES)):
         turn.state["currentStep"] = "language"
         await turn.reply("Please choose one." if step else "Hello! Which language do you speak?", choices=LANGUAGES)

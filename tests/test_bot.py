@@ -197,7 +197,7 @@ async def test_the_example_goes_through_its_questions() -> None:
 
     state: dict[str, object] = {}
     said = []
-    for number, text in enumerate(("Hi", "Klingon", "English", "Female", "old", "34", "Why?", "And?")):
+    for number, text in enumerate(("Hi", "Klingon", "english", "female", "old", "34", "Why?", "And?")):
         given = Turn("s", state, Message(f"{number}", AT, text))
         await bot(given)
         state = given.state

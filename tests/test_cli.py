@@ -396,6 +396,21 @@ def test_an_account_of_which_something_is_missing(tmp_path: Path) -> None:
     assert "hunter" not in output
 
 
+@pytest.mark.parametrize("setting", ["VERIFY_TOKEN", "ACCESS_TOKEN"])
+def test_an_account_without_its_secret_is_warned_of(setting: str, tmp_path: Path) -> None:
+    variables = {f"CHATSTATE_WHATSAPP_{setting}": "hunter2", "PORT": str(free_port())}
+    with started(tmp_path, *PROGRAM, **variables) as banner:
+        assert "WARNING  Nothing is taken from WhatsApp without CHATSTATE_WHATSAPP_APP_SECRET" in banner
+        assert "hunter" not in banner
+
+
+def test_a_bot_that_is_missing_is_warned_of(tmp_path: Path) -> None:
+    names = ("APP_SECRET", "VERIFY_TOKEN", "ACCESS_TOKEN", "PHONE_NUMBER_ID")
+    variables = {f"CHATSTATE_WHATSAPP_{name}": "12345" for name in names}
+    with started(tmp_path, *PROGRAM, PORT=str(free_port()), **variables) as banner:
+        assert "WARNING  What people write on WhatsApp waits until a server with a bot answers it" in banner
+
+
 def test_an_address_of_another_machine(tmp_path: Path) -> None:
     output = mistake(tmp_path, "serve", "--host", "203.0.113.9", "--port", str(free_port()))
     assert "This machine has no address 203.0.113.9; choose another with --host." in output

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chatstate.errors import OutcomeUnknown, SessionLocked, StoreBusy, StoreUnavailable, WriteRefused
+from chatstate.errors import OutcomeUnknown, PrivilegeMissing, SessionLocked, StoreBusy, StoreUnavailable, WriteRefused
 from chatstate.group_commit import GroupCommit
 from chatstate.model import ABSENT, Session
 from chatstate.sessions import Sessions
@@ -147,12 +147,13 @@ async def test_a_batch_is_never_tried_again_when_that_cannot_help(error: Excepti
     assert len(flush.batches) == 1
 
 
-async def test_a_locked_session_is_found_by_trying_alone() -> None:
+@pytest.mark.parametrize("error", [SessionLocked(), PrivilegeMissing()])
+async def test_what_fails_because_of_one_write_is_found_by_trying_alone(error: Exception) -> None:
+    """Another program holds a session; or one write touches a table on which the server has no rights."""
     flush = Flush()
     group = GroupCommit[Any, Any](flush)
-    locked = SessionLocked()
-    answers = await asyncio.gather(group.submit("a", 1), group.submit("b", locked), return_exceptions=True)
-    assert answers == ["answer to 1", locked]
+    answers = await asyncio.gather(group.submit("a", 1), group.submit("b", error), return_exceptions=True)
+    assert answers == ["answer to 1", error]
 
 
 async def test_a_batch_that_failed_in_an_unexpected_way_is_never_tried_again(

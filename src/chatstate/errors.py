@@ -36,6 +36,7 @@
     │   ├── StoreUnavailable       the store cannot answer; nothing was written
     │   │   ├── StoreBusy          too much work is waiting
     │   │   │   └── SessionLocked  another program holds this session's row
+    │   │   ├── PrivilegeMissing   the database user may not do that
     │   │   └── StoreFull          the disk or the database has no room left
     │   ├── OutcomeUnknown         the connection broke while the store was committing
     │   ├── StateUnreadable        what is there cannot be decrypted with the keys that this server has
@@ -261,6 +262,10 @@ class SessionLocked(StoreBusy, code="session_locked"):
 
 class StoreFull(StoreUnavailable, code="store_full"):
     """The store has no room left on its disk. Nothing was written."""
+
+
+class PrivilegeMissing(StoreUnavailable):
+    """The database user may not do what it has to do. Nothing was written."""
 
 
 class OutcomeUnknown(StoreError, code="outcome_unknown"):

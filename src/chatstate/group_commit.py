@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
-from chatstate.errors import ChatStateError, OutcomeUnknown, SessionLocked, StoreBusy, WriteRefused
+from chatstate.errors import ChatStateError, OutcomeUnknown, PrivilegeMissing, SessionLocked, StoreBusy, WriteRefused
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -184,7 +184,11 @@ class GroupCommit(Generic[Item, Answer]):
     async def _flush_or_split(self, batch: list[_Entry[Item, Answer]]) -> None:
         try:
             answers = await self._flush([entry.item for entry in batch])
-        except (WriteRefused, SessionLocked) as error:  # nothing was done, and it may be one item's fault
+        except (
+            WriteRefused,
+            SessionLocked,
+            PrivilegeMissing,
+        ) as error:  # nothing was done; perhaps one item's fault
             if len(batch) == 1:
                 self._settle(batch, [error])
             else:

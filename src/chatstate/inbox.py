@@ -252,10 +252,10 @@ class Inbox:
         return True
 
     async def erasure(self, user_session_id: str) -> EraseMail:
-        """What erases all that has arrived for the session or is to leave."""
+        """What erases what was said to the session on web pages, and is to leave. It asks nobody, so that a deletion is
+        not overtaken by what comes after it."""
         await self.open()
-        people = await self.people.of_session(user_session_id, self._clock())
-        return self._erasure(user_session_id, people.values())
+        return self._erasure(user_session_id, ())
 
     def _erasure(self, user_session_id: str, people: Iterable[Person]) -> EraseMail:
         here = [each for each in people if each.user_session_id == user_session_id]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -150,12 +150,17 @@ class People:
 
     # --- Finding ------------------------------------------------------------------------------------------------------
 
-    async def find(self, channel: str, contact: Contact, now: datetime) -> tuple[str, Person]:
-        """Who has written, by the surest name that is known; whoever is not known is somebody new. And their id."""
+    async def find(
+        self, channel: str, contact: Contact, now: datetime, sent_at: datetime | None = None
+    ) -> tuple[str, Person]:
+        """Who has written, by the surest name that is known; whoever is not known is somebody new. And their id.
+
+        sent_at  when the message was sent that has named them: it may have waited; None: now
+        """
         found = await self._known(channel, contact, now) or await self._met(channel, contact, now)
         person_id, person = found
-        await self._note_names(person_id, person, contact, now)
-        return person_id, await self._with_names(person_id, person, contact, now)
+        lost = await self._note_names(person_id, person, contact, now, sent_at or now)
+        return person_id, await self._with_names(person_id, person, contact, lost, now)
 
     async def _met(self, channel: str, contact: Contact, now: datetime) -> tuple[str, Person]:
         """Somebody new. They are met one by one, by all servers: several messages of one person may come at once, each
@@ -188,7 +193,8 @@ class People:
         await self._follow(person_id, session_id, now)  # first: whoever erases the session must find them
         await self._people.put(person_id, person, now, expires_at=self._ends(now))
         for name in contact.ids:
-            await self._take_name(channel, name, person_id, now)
+            if await self._names.get(self._hash(channel, name), now) is None:
+                await self._put_name(channel, name, person_id, now)
         return person_id, person
 
     async def _disown(self, channel: str, names: Sequence[ExternalId], person_id: str, now: datetime) -> None:
@@ -199,22 +205,26 @@ class People:
             if known and known.person == person_id:
                 await self._names.drop(key, now)
 
-    async def _note_names(self, person_id: str, person: Person, contact: Contact, now: datetime) -> None:
-        """Note that these names are theirs, and are used."""
+    async def _note_names(
+        self, person_id: str, person: Person, contact: Contact, now: datetime, sent_at: datetime
+    ) -> set[ExternalId]:
+        """Note that these names are theirs, and are used. Those of them that others have been met by since then."""
+        lost = set()
         for place, name in enumerate(contact.ids):
             known = await self._names.get(self._hash(person.channel, name), now)
-            if not (known and known.person == person_id and now - known.seen_at < _SEEN_AGAIN):
-                await self._take_name(person.channel, name, person_id, now)
-                if place == 0 and self._kept:
-                    await self._change(person_id, now, lambda there: there)  # so that it lasts on
-                    await self._follow(person_id, person.own_session_id, now)
-
-    async def _take_name(self, channel: str, name: ExternalId, person_id: str, now: datetime) -> None:
-        """The name is theirs now; whoever had it before is not written to by it any more."""
-        known = await self._names.get(self._hash(channel, name), now)
-        if known and known.person != person_id:
-            await self._change(known.person, now, partial(_without, name))
-        await self._put_name(channel, name, person_id, now)
+            is_theirs = known is not None and known.person == person_id
+            if known and is_theirs and now - known.seen_at < _SEEN_AGAIN:
+                continue
+            if known and not is_theirs:
+                if known.seen_at > sent_at:
+                    lost.add(name)
+                    continue
+                await self._change(known.person, now, partial(_without, name))  # nothing is sent to them by it any more
+            await self._put_name(person.channel, name, person_id, now)
+            if place == 0 and self._kept:
+                await self._change(person_id, now, lambda there: there)  # so that it lasts on
+                await self._follow(person_id, person.own_session_id, now)
+        return lost
 
     async def _put_name(self, channel: str, name: ExternalId, person_id: str, now: datetime) -> None:
         spans = [span for span in (None if name.kind in LASTING else _IDLE, self._kept) if span is not None]
@@ -226,17 +236,19 @@ class People:
         """When somebody is forgotten who does not write any more."""
         return None if self._kept is None else now + self._kept
 
-    async def _with_names(self, person_id: str, person: Person, contact: Contact, now: datetime) -> Person:
-        """The person with these names. A number that is not told any more may be somebody else's by now, so nothing is
-        sent to it."""
+    async def _with_names(
+        self, person_id: str, person: Person, contact: Contact, lost: Collection[ExternalId], now: datetime
+    ) -> Person:
+        """The person with these names, without those that are another's now. A number that is not told any more may be
+        somebody else's, too, so nothing is sent to it."""
         kinds = {name.kind for name in contact.ids}
         lasting = (name for name in person.contact.ids if name.kind in LASTING and name.kind not in kinds)
-        names = (*contact.ids, *lasting)
-        if names == person.contact.ids:
+        names = (*(name for name in contact.ids if name not in lost), *lasting)
+        earlier = tuple(name for name in person.names if name not in names and name not in lost)
+        if (names, earlier) == (person.contact.ids, person.earlier):
             return person
-        earlier = tuple(name for name in person.names if name not in names)
-        contact = Contact(names)
-        changed = await self._change(person_id, now, lambda there: replace(there, contact=contact, earlier=earlier))
+        there = Contact(names)
+        changed = await self._change(person_id, now, lambda person: replace(person, contact=there, earlier=earlier))
         return changed or person
 
     # --- Links --------------------------------------------------------------------------------------------------------

@@ -112,9 +112,9 @@ class Privacy:
             erasing(user_session_id)
             await self._tokens.revoke(user_session_id, now)
             await self._links.erase(user_session_id, now)
-            await self._inbox.erase(user_session_id)
+            await self._inbox.erase(user_session_id)  # first: whoever is linked to the session would bring it back
             with suppress(SessionNotFound):
-                await self._sessions.delete(user_session_id)
+                await self._sessions.delete(user_session_id, erases=await self._inbox.erasure(user_session_id))
                 sessions += 1
             visits += await self._visits.erase(user_session_id, user_id)
         if not visits:

@@ -148,7 +148,7 @@ class Turns(Worker):
             await self._inbox.people.give_up(envelope.channel, envelope.former, self.clock())
             await self._settle(Settle(key=entry.key, now=self.clock(), status="noted"))
             return 0.0
-        user_session_id, _ = await self._whose(envelope)
+        user_session_id, _ = await self._whose(entry, envelope)
         lock = self._here.setdefault(user_session_id, asyncio.Lock())
         if lock.locked():  # nobody waits in a place that others could have
             self._behind.setdefault(user_session_id, set()).add(entry.conversation)
@@ -172,14 +172,16 @@ class Turns(Worker):
         self, entry: InboxEntry, envelope: Envelope, user_session_id: str
     ) -> tuple[tuple[str, Person] | None] | None:
         """Who has sent the message, if it is still the next one, and for this session; None if it is not."""
-        head, (session_now, person) = await self._head(entry.conversation), await self._whose(envelope)
+        head, (session_now, person) = await self._head(entry.conversation), await self._whose(entry, envelope)
         return (person,) if head and head.key == entry.key and session_now == user_session_id else None
 
-    async def _whose(self, envelope: Envelope) -> tuple[str, tuple[str, Person] | None]:
+    async def _whose(self, entry: InboxEntry, envelope: Envelope) -> tuple[str, tuple[str, Person] | None]:
         """The session that the message is for, and who has sent it, on a channel."""
         if envelope.sender is None:
             return envelope.user_session_id, None
-        person_id, person = await self._inbox.people.find(envelope.channel, envelope.sender, self.clock())
+        person_id, person = await self._inbox.people.find(
+            envelope.channel, envelope.sender, self.clock(), entry.sent_at
+        )
         return person.user_session_id, (person_id, person)
 
     @asynccontextmanager

@@ -268,6 +268,77 @@ async def test_a_full_storage_is_told(obedient: ServerProcess, new_device: NewDe
     await arrives(obedient.base_url, chat.session, ["first", "no room"])
 
 
+async def test_what_is_in_a_full_storage_is_not_sent_again_and_again(
+    obedient: ServerProcess, new_device: NewDevice
+) -> None:
+    device = await new_device(OFFLINE)
+    chat = await device.open(f"{obedient.base_url}/demo")
+    sent: list[str] = []
+    async with dictating() as dictation:
+        await device.context.set_offline(True)
+        for text in (f"stream {dictation.port}", "second"):
+            await chat.say(text)
+        await chat.page.evaluate(FILL_THE_STORAGE)
+        await chat.say("no room")
+        await chat.page.route("**/messages", lambda route: _note(sent, route))
+        await device.context.set_offline(False)
+        writer = await dictation.begun()
+        await eventually(lambda: len(set(sent)) == 3)
+        await expect(chat.page.locator("#messages .user .status:text('Sent')")).to_have_count(3)
+        writer.write(b"That is all\n")
+        writer.close()
+        await chat.asks("You said: no room")
+    assert len(sent) == 3
+
+
+async def _note(sent: list[str], route: Route) -> None:
+    sent.append(json.decode(route.request.post_data or "")["text"])
+    await route.continue_()
+
+
+async def test_where_no_locks_are_to_be_had_it_is_sent_all_the_same(
+    obedient: ServerProcess, new_device: NewDevice
+) -> None:
+    device = await new_device()
+    denied = "Promise.reject(new DOMException('denied', 'SecurityError'))"
+    refuse = f"if (navigator.locks) navigator.locks.request = () => {denied}"
+    await device.context.add_init_script(refuse)
+    chat = await device.open(f"{obedient.base_url}/demo")
+    for text in ("first", "second"):
+        await chat.say(text)
+        await chat.asks(f"You said: {text}")
+
+
+async def test_what_is_unsent_in_another_chat_is_sent_when_the_page_is_opened_anew(
+    own: ServerProcess, new_device: NewDevice
+) -> None:
+    device = await new_device(*GONE)
+    chat = await device.open(f"{own.base_url}/demo")
+    session = chat.session
+    await asyncio.to_thread(own.kill)
+    await chat.say("left behind")
+    await chat.sign("offline")
+    await chat.page.click("#new-chat")
+    await chat.shows()
+    await chat.page.close()
+    await asyncio.to_thread(own.restart)
+    again = await device.open(f"{own.base_url}/demo")
+    assert again.session != session
+    await arrives(own.base_url, session, ["left behind"])
+
+
+async def test_a_message_that_comes_before_others_leaves_them_in_the_page(
+    obedient: ServerProcess, new_device: NewDevice
+) -> None:
+    chat = await (await new_device(r"status of 400 .*/messages$")).open(f"{obedient.base_url}/demo")
+    await chat.page.locator("#text").evaluate("input => { input.maxLength = 100_000; }")
+    await chat.say("x" * 40_000)
+    await chat.page.get_by_role("button", name="Delete").focus()
+    await save(obedient, chat.session, '{"messages": [{"id": "m", "role": "bot", "text": "Hi"}]}')
+    await chat.asks("Hi")
+    assert await focused(chat.page) == "Delete"
+
+
 # --- What the bot says ------------------------------------------------------------------------------------------------
 
 

@@ -158,7 +158,8 @@ def test_the_flag_keeps_it(tmp_path: Path) -> None:
     asyncio.run(make_key(url, utc_now()))
     with ServerProcess(url, tmp_path, arguments=["--demo"]) as server:
         assert httpx.get(f"{server.base_url}/demo").status_code == 200
-        assert f"chat page   {server.base_url.replace('127.0.0.1', 'localhost')}/demo" in server.output
+        told = f"chat page   {server.base_url.replace('127.0.0.1', 'localhost')}/demo"
+        poll_until(lambda: told in server.output, NOTICED_WITHIN_SECONDS)
 
 
 def test_mounted_it_works_below_its_path(serve: Serve, tmp_path: Path) -> None:

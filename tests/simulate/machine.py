@@ -133,7 +133,7 @@ class Simulation(RuleBasedStateMachine):
         self._etags: dict[str, list[str]] = {}
         self._session_ids: list[str] = []
         self._keyed: list[Write] = []
-        self._deployment.clock.now = START
+        self._loop.run_until_complete(self._deployment.begin_again())
 
     @initialize(
         settings=st.sampled_from([SETTINGS[0], SETTINGS[0], SETTINGS[0], *SETTINGS[1:]]),

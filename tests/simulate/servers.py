@@ -63,6 +63,7 @@ class RunningServer:
             require_preconditions=self.settings.require_preconditions,
             max_state_bytes=self.settings.max_state_bytes,
         )
+        self.sweeping = _one_round_at_a_time(app._sweeper)
         await self._running.enter_async_context(app.lifespan())
         self._port = await self._running.enter_async_context(_listening(app))
         self._connection = await Connection.open(self._port)
@@ -89,6 +90,18 @@ class RunningServer:
             async with self._connection:
                 self._connection = await Connection.open(self._port)
             raise
+
+
+def _one_round_at_a_time(sweeper: Sweeper) -> asyncio.Lock:
+    """A lock that is held as long as the sweeper makes a round."""
+    lock, sweep = asyncio.Lock(), sweeper.sweep
+
+    async def locked() -> int:
+        async with lock:
+            return await sweep()
+
+    sweeper.sweep = locked  # type: ignore[method-assign]
+    return lock
 
 
 class _Patient(HttpProtocol):
@@ -140,6 +153,14 @@ class Deployment:
             self._foreign.set_busy_timeout(5000)
         else:
             self._foreign = await asyncpg.connect(self._url)
+
+    async def begin_again(self) -> None:
+        """Set the clock back. A round of sweeping that has begun goes on by its own time: what is new would be old to
+        it, and so it is waited for."""
+        for server in self._servers():
+            async with server.sweeping:
+                pass
+        self.clock.now = START
 
     async def stop(self) -> None:
         for server in self._servers():

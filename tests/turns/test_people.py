@@ -64,6 +64,22 @@ async def test_a_reply_that_waits_does_not_go_to_a_number_that_is_somebody_elses
     assert [contact.ids for contact, _ in world.paper.sent] == [(BSUID,)]
 
 
+async def test_a_message_that_has_waited_takes_no_number_back_from_who_has_it_now(world: World, clock: Clock) -> None:
+    await world.write(known(BSUID, NUMBER), "m1")
+    await world.work()
+    await world.write(known(BSUID, NUMBER), "m2")
+    clock.advance(60)
+    other = await who(world, ("bsuid", "US.9"), NUMBER)
+    await world.work()
+    assert [contact.ids for contact, _ in world.paper.sent] == [(BSUID, NUMBER), (BSUID,)]
+    assert await who(world, NUMBER) == other
+    first = await world.inbox.people.get(await who(world, BSUID), clock())
+    assert first
+    assert first.names == (BSUID,)
+    later = await who(world, BSUID, NUMBER)  # it has been given back
+    assert (later, await who(world, NUMBER)) == (await who(world, BSUID), later)
+
+
 async def test_people_of_different_channels_are_different(world: World) -> None:
     one, _ = await world.inbox.people.find("paper", known(NUMBER), world.clock())
     other, _ = await world.inbox.people.find("stone", known(NUMBER), world.clock())

@@ -199,7 +199,7 @@ def _warnings(settings: Settings, access: Access) -> str:
         warnings.append("What goes over the network is not encrypted. Put a proxy with TLS in front of this server.")
     if mode == "open" and settings.allowed_origins:
         warnings.append("--allowed-origins has no effect yet: a server without API keys answers pages of this machine.")
-    if settings.whatsapp_access_token and not settings.whatsapp_app_secret:
+    if (settings.whatsapp_access_token or settings.whatsapp_verify_token) and not settings.whatsapp_app_secret:
         warnings.append("Nothing is taken from WhatsApp without CHATSTATE_WHATSAPP_APP_SECRET, which shows who sends.")
     if settings.whatsapp_app_secret and not settings.bot:
         warnings.append("What people write on WhatsApp waits until a server with a bot answers it (--bot).")

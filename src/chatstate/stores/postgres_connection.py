@@ -15,6 +15,7 @@ from msgspec import Struct
 from chatstate.errors import (
     InvalidSetting,
     OutcomeUnknown,
+    PrivilegeMissing,
     SessionLocked,
     StoreBusy,
     StoreError,
@@ -250,10 +251,6 @@ _CONNECTION_LOST = (
 
 class RolledBack(SessionLocked):
     """A deadlock or serialization failure: PostgreSQL has undone the transaction, which may work the next time."""
-
-
-class PrivilegeMissing(StoreUnavailable):
-    """The database user may not do what it has to do."""
 
 
 @contextmanager

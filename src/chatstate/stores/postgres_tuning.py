@@ -12,12 +12,11 @@ from typing import Any
 import asyncpg
 from msgspec import Struct
 
-from chatstate.errors import SessionLocked, StoreError, StoreUnavailable
+from chatstate.errors import PrivilegeMissing, SessionLocked, StoreError, StoreUnavailable
 from chatstate.stores.postgres_connection import (
     CONNECT_SECONDS,
     LOCK_MILLISECONDS,
     Facts,
-    PrivilegeMissing,
     ask_facts,
     connection_options,
     parse_url,

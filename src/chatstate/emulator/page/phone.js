@@ -37,6 +37,7 @@ export function showPersons(persons) {
 }
 
 export function pickPerson(key) {
+  if (!current()) return; // the emulator does not answer
   person = key;
   const address = new URL(location.href);
   address.search = `?person=${encodeURIComponent(key)}`;
@@ -87,6 +88,8 @@ export function showBubble(key, bubble) {
 /** Put the new one in the old one's place; whoever was in it with the keyboard still is. */
 function replace(before, node) {
   const inside = [...before.querySelectorAll("button, summary")].indexOf(document.activeElement);
+  const menu = node.querySelector("details");
+  if (menu && before.querySelector("details")?.open) menu.open = true;
   before.replaceWith(node);
   if (inside >= 0) (node.querySelectorAll("button, summary")[inside] ?? $("text")).focus();
 }
@@ -223,7 +226,7 @@ const LINK = /^(?:https?:\/\/)?(?:wa\.me|api\.whatsapp\.com)\/\S*$/i;
 
 /** A text, or a link that opens a chat with a text in it: it is written into the box, and not sent. */
 export function openLink(text) {
-  if (!LINK.test(text.trim())) {
+  if (!LINK.test(text.trim()) || !current()) {
     $("text").value = text;
     $("text").focus();
     return;
@@ -240,10 +243,13 @@ export function openLink(text) {
 
 async function send() {
   const text = $("text").value.trim();
+  const message = editing;
   if (!text) return;
-  const done = editing ? await act("edit", { person, message: editing, text }) : await act("write", { person, text });
-  editing = "";
-  if (done) $("text").value = "";
+  $("text").value = editing = ""; // at once: whoever presses Enter twice means it once
+  const done = message ? await act("edit", { person, message, text }) : await act("write", { person, text });
+  if (done || $("text").value) return;
+  $("text").value = text;
+  editing = message;
 }
 
 function leaveEditing() {

@@ -2,8 +2,9 @@
  * A chat with the bot that runs on the server (`chatstate serve --bot …`). The page does not write the state then: it posts
  * what somebody says, and shows the state, which the bot writes; and what the bot is just writing.
  */
+import { isOpen } from "./devices.js";
 import { Replies } from "./replies.js";
-import { Unsent } from "./unsent.js";
+import { keptSessions, Unsent } from "./unsent.js";
 import { $, showChoices, showMessages, showWriting } from "./view.js";
 
 export const hasServerBot = document.documentElement.dataset.bot === "server";
@@ -16,17 +17,23 @@ let unsent; // of the session that is shown
 let replies; // the same
 let wasOffline = false;
 let leadsFocus = false; // a suggestion was chosen, so the focus goes to what comes next
-const all = new Map(); // the unsent of all sessions that were shown: what is not sent yet goes out from another one, too
+const all = new Map(); // by session: what is not sent yet goes out while another one is shown, too
 
+/** What was said before the page was closed goes out now, of all sessions; a token is for one, and that will be shown. */
 export function startServerBot(given) {
   page = given;
+  if (isOpen) for (const id of keptSessions()) unsentOf(id).nudge();
+}
+
+function unsentOf(id) {
+  const ifShown = (act) => () => all.get(id) === unsent && act();
+  if (!all.has(id)) all.set(id, new Unsent(id, ifShown(page.render), ifShown(page.lockOut)));
+  return all.get(id);
 }
 
 /** Another session is shown, or the same one with another token. */
 export function follow(id) {
-  const ifShown = (act) => () => all.get(id) === unsent && act();
-  if (!all.has(id)) all.set(id, new Unsent(id, ifShown(page.render), ifShown(page.lockOut)));
-  unsent = all.get(id);
+  unsent = unsentOf(id);
   unsent.nudge();
   replies?.close();
   replies = new Replies(id, showWriting);

@@ -2,6 +2,7 @@
 import { newId } from "./bot.js";
 import { request } from "./devices.js";
 
+const PLACE = "chatstate-demo:unsent:"; // before the session's id
 const MOST = 50; // of one session
 const REMEMBERED_MS = 86_400_000; // what the server has and no bot can answer is shown for a day
 const SECONDS_TO_ANSWER = 30;
@@ -36,7 +37,7 @@ export class Unsent {
 
   constructor(id, changed, lockedOut) {
     this.#id = id;
-    this.#place = `chatstate-demo:unsent:${id}`;
+    this.#place = PLACE + id;
     this.#changed = changed;
     this.#lockedOut = lockedOut;
     this.entries = this.#kept();
@@ -84,12 +85,15 @@ export class Unsent {
 
   async #work() {
     this.#working = true;
-    for (let failures = 0; this.waiting.length && !this.#stopped; ) {
-      const answer = await alone(this.#place, () => this.#sendNext(!failures));
-      failures = this.failing ? failures + 1 : 0;
-      if (this.failing && !this.#hope) await this.#wait(failures, answer);
+    try {
+      for (let failures = 0; this.waiting.length && !this.#stopped; ) {
+        const answer = await alone(this.#place, () => this.#sendNext(!failures));
+        failures = this.failing ? failures + 1 : 0;
+        if (this.failing && !this.#hope) await this.#wait(failures, answer);
+      }
+    } finally {
+      this.#working = false;
     }
-    this.#working = false;
   }
 
   async #sendNext(isFirstTry) {
@@ -177,9 +181,21 @@ export class Unsent {
   }
 }
 
+/** The sessions of which something unsent may be kept here. */
+export function keptSessions() {
+  try {
+    return Object.keys(localStorage).flatMap((key) => (key.startsWith(PLACE) ? [key.slice(PLACE.length)] : []));
+  } catch {
+    return []; // it is forbidden
+  }
+}
+
 /** Do this in one window at a time, where browsers can arrange that: on pages with TLS, and on localhost. */
 function alone(name, work) {
-  return navigator.locks ? navigator.locks.request(name, work) : work();
+  if (!navigator.locks) return work();
+  let begun = false;
+  const locked = navigator.locks.request(name, () => ((begun = true), work()));
+  return locked.catch((error) => (begun ? Promise.reject(error) : work())); // where storage is forbidden, locks are, too
 }
 
 /** Whether the same request may do better later. */
@@ -192,6 +208,9 @@ async function reasonIn(answer) {
   return errors?.length ? `${errors[0].member} ${errors[0].detail}` : (detail ?? `HTTP ${answer.status}`);
 }
 
-function united(entries, others) {
-  return [...entries, ...others.filter((other) => !entries.some(({ id }) => id === other.id))];
+/** Those that are kept, as this page knows them, and those that it could not keep. */
+function united(kept, known) {
+  const knownBy = new Map(known.map((entry) => [entry.id, entry]));
+  const ids = new Set(kept.map(({ id }) => id));
+  return [...kept.map((entry) => ({ ...entry, ...knownBy.get(entry.id) })), ...known.filter(({ id }) => !ids.has(id))];
 }

@@ -32,16 +32,16 @@ export function showMessages(messages) {
   const wasAtEnd = isAtEnd();
   const before = [...list.children];
   const shown = messages.slice(-MOST_MESSAGES).map(item);
-  const grown = before.every((child, index) => child === shown[index]);
-  if (grown) list.append(...shown.slice(before.length));
-  else list.replaceChildren(...shown);
+  const kept = new Set(shown);
+  for (const node of before) if (!kept.has(node)) node.remove();
+  // What is there stays in the page: what is taken out and put in again loses the focus, and is read once more.
+  for (const [index, node] of shown.entries()) if (list.children[index] !== node) list.insertBefore(node, list.children[index] ?? null);
   // The time stands below the last message of each minute, if nothing of more weight does.
   for (const [index, node] of shown.entries()) {
     node.lastElementChild.hidden = timeIn(node) === timeIn(shown[index + 1]) || node.querySelector(".status").textContent !== "";
   }
-  const kept = new Set(shown);
   for (const [id, { node }] of items) if (!kept.has(node)) items.delete(id);
-  if (wasAtEnd || !grown || before.length < shown.length) scrollToEnd();
+  if (wasAtEnd || shown.at(-1) !== before.at(-1)) scrollToEnd();
 }
 
 /** Whether the end is in view: else somebody reads further up, and stays there. */
