@@ -174,7 +174,7 @@ def test_what_breaks_a_rule_is_refused_with_its_code(code: int, request_body: ob
         assert told["error_data"] == {"messaging_product": "whatsapp", "details": error.details}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'"text"'])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'"text"', b"[" * 100_000])
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(GraphError) as refused:
         parse(body)
@@ -341,6 +341,12 @@ async def test_read_marks_are_kept_and_seen_by_the_person(emulator: Emulator, bo
     assert emulator.typing == set()
     assert (await bot.post(status="read", message_id="wamid.none")).json()["error"]["code"] == 131009
     assert first not in emulator.read_marks
+
+
+async def test_a_message_that_is_not_shown_can_be_marked_as_read(emulator: Emulator, bot: Bot) -> None:
+    reaction = await emulator.react(emulator.persons[0], "wamid.none", "👍")
+    await emulator.settled()
+    assert (await bot.post(status="read", message_id=reaction)).json() == {"success": True}
 
 
 async def test_files_are_found_by_their_id_and_fetched_with_the_token(

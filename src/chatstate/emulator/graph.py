@@ -148,7 +148,7 @@ def parse(body: bytes) -> Outgoing | ReadMark:
     """What a request to `/{phone_number_id}/messages` asks for. Raises `GraphError`."""
     try:
         request = json.decode(body)
-    except ValueError:  # msgspec's errors are of that kind, and those of bytes that are no UTF-8
+    except (ValueError, RecursionError):  # msgspec's errors are of the first kind, and those of bytes that are no UTF-8
         request = None
     if not isinstance(request, dict):
         raise GraphError(100, "The request body is not a JSON object.")

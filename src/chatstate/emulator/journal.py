@@ -107,7 +107,7 @@ class Journal:
 
     def mark_read(self, person: str, message_id: str) -> None:
         """The bot has read what this person has written up to this message."""
-        chat = self.chats[person]
+        chat = self.chats.get(person, {})
         for bubble in chat.values() if message_id in chat else ():
             if bubble.by == "person" and bubble.ticks != "read":
                 self.mark(bubble.id, ticks="read")
