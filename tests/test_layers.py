@@ -27,7 +27,7 @@ BELOW = {
     "bot": {"errors", "model"},
     "channels": {"bot", "errors", "model"},
     "stores": {"model", "errors", "visit", "record", "mailbox", "encryption"},
-    "records": {"errors", "record", "stores"},
+    "records": {"record", "stores"},
     "hashes": {"errors", "records", "stores"},
     "keys": {"errors", "model", "records", "stores"},
     "tokens": {"errors", "model", "records", "stores"},
@@ -42,7 +42,7 @@ BELOW = {
     "people": {"channels", "errors", "hashes", "leases", "records", "stores"},
     "inbox": {"bot", "channels", "errors", "hashes", "mailbox", "model", "people", "records", "stores"},
     "linking": {"bot", "errors", "links", "model", "people", "rates", "sessions"},
-    "leases": {"errors", "record", "stores"},
+    "leases": {"record", "stores"},
     "worker": {"errors", "leases", "stores"},
     "outbox": {"channels", "errors", "inbox", "mailbox", "people", "rates", "stores", "worker"},
     "turns": {

@@ -184,11 +184,8 @@ class GroupCommit(Generic[Item, Answer]):
     async def _flush_or_split(self, batch: list[_Entry[Item, Answer]]) -> None:
         try:
             answers = await self._flush([entry.item for entry in batch])
-        except (
-            WriteRefused,
-            SessionLocked,
-            PrivilegeMissing,
-        ) as error:  # nothing was done; perhaps one item's fault
+        except (WriteRefused, SessionLocked, PrivilegeMissing) as error:
+            # Nothing was done, and it may be one item's fault.
             if len(batch) == 1:
                 self._settle(batch, [error])
             else:

@@ -102,14 +102,13 @@ class Inbox:
         self.people = People(store, kept=retention.visits)
         self.arrived: Callable[[], None] = lambda: None
         self._store = store
-        self._key = b""
         self._clock = clock
         self._early = Records(store, "early_reports", _Early)
 
     async def open(self) -> None:
         """Read what is needed from the store, which is open, unless that was done before."""
-        if not self._key:
-            self._key = self.people.key = await mail_key(self._store, self._clock())
+        if not self.people.key:
+            self.people.key = await mail_key(self._store, self._clock())
 
     # --- What comes in ------------------------------------------------------------------------------------------------
 
@@ -126,7 +125,7 @@ class Inbox:
         return sum(isinstance(outcome, Received) and outcome.is_new for outcome in outcomes)
 
     def _arriving(self, channel: str, scope: str, arrived: Arrived, now: datetime) -> Receive:
-        key = name_hash(self._key, channel, scope, arrived.id)
+        key = name_hash(self.people.key, channel, scope, arrived.id)
         message = arrived.message
         envelope = Envelope(
             channel=channel,
@@ -142,10 +141,7 @@ class Inbox:
             document=json.encode(envelope).decode(),
             sent_at=arrived.sent_at,
             now=now,
-            # What is older than what is remembered may have been applied before: nobody could know.
-            status="pending"
-            if (arrived.message or arrived.former) and now - arrived.sent_at < REMEMBERED_FOR
-            else "noted",
+            status="pending" if _is_to_be_done(arrived, now) else "noted",
         )
 
     async def say(self, user_session_id: str, message: Message) -> bool:
@@ -156,7 +152,7 @@ class Inbox:
         (outcome,) = await self._commit(
             [
                 Receive(
-                    key=name_hash(self._key, WEB, user_session_id, message.id),
+                    key=name_hash(self.people.key, WEB, user_session_id, message.id),
                     conversation=self.web_conversation(user_session_id),
                     document=json.encode(envelope).decode(),
                     sent_at=message.at,
@@ -169,11 +165,11 @@ class Inbox:
 
     def web_conversation(self, user_session_id: str) -> str:
         """What stands for the conversation on web pages of this session."""
-        return name_hash(self._key, WEB, user_session_id)
+        return name_hash(self.people.key, WEB, user_session_id)
 
     def provider_key(self, channel: str, scope: str, message_id: str) -> str:
         """What stands for a message that a channel has taken, by the id that it has given it."""
-        return name_hash(self._key, "sent", channel, scope, message_id)
+        return name_hash(self.people.key, "sent", channel, scope, message_id)
 
     async def report(self, channel: str, scope: str, reports: Sequence[Report]) -> None:
         """Note what became of messages that were sent. Of one that is not known nothing is noted."""
@@ -258,8 +254,7 @@ class Inbox:
         return self._erasure(user_session_id, ())
 
     def _erasure(self, user_session_id: str, people: Iterable[Person]) -> EraseMail:
-        here = [each for each in people if each.user_session_id == user_session_id]
-        conversations = (name for person in here for name in self.people.conversations(person))
+        conversations = self.people.conversations_in(user_session_id, people)
         everything = (self.web_conversation(user_session_id), *conversations)
         return EraseMail(user_session_id=user_session_id, conversations=everything, now=self._clock())
 

@@ -12,9 +12,8 @@ from typing import cast
 
 from msgspec import Struct, json
 
-from chatstate.errors import StoreError
 from chatstate.record import DropRecord, PutRecord, Record, RecordQuery
-from chatstate.stores.base import Outcome, Store
+from chatstate.stores.base import Outcome, Store, commit_one
 
 
 class Holder(Struct, frozen=True):
@@ -82,7 +81,4 @@ class Leases:
                 return
 
     async def _commit(self, write: PutRecord | DropRecord) -> Outcome:
-        (outcome,) = await self._store.commit([write])
-        if isinstance(outcome, StoreError):
-            raise outcome
-        return outcome
+        return await commit_one(self._store, write)

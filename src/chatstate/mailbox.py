@@ -20,7 +20,7 @@ REMEMBERED_FOR = timedelta(days=8)
 """How long it is remembered that a message has arrived: channels deliver again for seven days."""
 
 InboxStatus = Literal["pending", "aside", "applied", "noted"]
-"""`pending`: it waits. `aside`: it was tried in vain. `applied`: it is done. `noted`: it was nothing for a bot."""
+"""`pending`: it waits. `aside`: it was tried in vain. `applied`: it is done. `noted`: nothing for a bot, or dropped."""
 
 OutboxStatus = Literal["queued", "sent", "failed", "delivered", "read"]
 """In the order of their ranks: none takes the place of one behind it, in whatever order the news of them come."""

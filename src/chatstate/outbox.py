@@ -21,7 +21,7 @@ from chatstate.inbox import Inbox, Parcel
 from chatstate.mailbox import DueQuery, InboxEntry, InboxQuery, OutboxEntry, OutboxQuery, Progress
 from chatstate.people import Person
 from chatstate.rates import RateLimit
-from chatstate.stores.base import Store
+from chatstate.stores.base import Store, commit_one
 from chatstate.worker import ELSEWHERE_SECONDS, Worker
 
 PAIR_PER_SECOND, PAIR_BURST = 1 / 6, 45
@@ -172,6 +172,4 @@ class Outbox(Worker):
         await self._note(Progress(now=now, status="queued", key=entry.key, due_at=due_at, tries=tries, error=error))
 
     async def _note(self, progress: Progress) -> None:
-        (outcome,) = await self.store.commit([progress])
-        if isinstance(outcome, StoreError):
-            raise outcome
+        await commit_one(self.store, progress)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -144,6 +144,11 @@ class People:
     def conversations(self, person: Person) -> tuple[str, ...]:
         """All that may stand for theirs: a message may come under any of their names."""
         return tuple(self._hash(person.channel, name) for name in person.names)
+
+    def conversations_in(self, user_session_id: str, people: Iterable[Person]) -> tuple[str, ...]:
+        """The same of those among them who go on with this session."""
+        here = (person for person in people if person.user_session_id == user_session_id)
+        return tuple(name for person in here for name in self.conversations(person))
 
     def _hash(self, channel: str, name: ExternalId) -> str:
         return name_hash(self.key, channel, name.kind, name.value)
@@ -308,19 +313,15 @@ class People:
                 await self._change(known.person, now, partial(_given_up, name))
             await self._names.drop(key, now)
 
-    async def erase(self, user_session_id: str, now: datetime) -> tuple[str, ...]:
-        """Forget those whose own session this is, and end the links of others; what stands for their conversations."""
-        conversations: list[str] = []
+    async def erase(self, user_session_id: str, now: datetime) -> None:
+        """Forget those whose own session this is, and end the links of others."""
         for person_id, person in (await self.of_session(user_session_id, now)).items():
-            if person.user_session_id == user_session_id:
-                conversations += self.conversations(person)
             if person.own_session_id != user_session_id:
                 await self._change(person_id, now, _unlinked)
                 continue
             await self._disown(person.channel, person.names, person_id, now)
             await self._people.drop(person_id, now)
         await self._followers.drop(user_session_id, now)
-        return tuple(conversations)
 
     # --- Records ------------------------------------------------------------------------------------------------------
 

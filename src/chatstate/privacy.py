@@ -68,8 +68,7 @@ class Privacy:
             for person in (await self._inbox.people.of_session(user_session_id, now)).values()
             if person.own_session_id == user_session_id
         ]
-        here = [person for person in people if person.user_session_id == user_session_id]
-        conversations = [name for person in here for name in self._inbox.people.conversations(person)]
+        conversations = self._inbox.people.conversations_in(user_session_id, people)
         waiting = await self._inbox.waiting(user_session_id, conversations)
         replies = await self._inbox.replies(user_session_id=user_session_id)
         held = Held(user_session_id, session, remembered, revoked_at, links, people, waiting, replies)

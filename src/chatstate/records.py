@@ -8,9 +8,8 @@ from typing import Generic, TypeVar, cast
 
 from msgspec import Struct, json
 
-from chatstate.errors import StoreError
 from chatstate.record import DropRecord, PutRecord, Record, RecordDropped, RecordQuery, RecordWrite
-from chatstate.stores.base import Outcome, Store
+from chatstate.stores.base import Outcome, Store, commit_one
 
 Document = TypeVar("Document", bound=Struct)
 
@@ -81,10 +80,7 @@ class Records(Generic[Document]):
         return isinstance(await self._commit(write), RecordDropped)
 
     async def _commit(self, write: RecordWrite) -> Outcome:
-        (outcome,) = await self._store.commit([write])
-        if isinstance(outcome, StoreError):
-            raise outcome
-        return outcome
+        return await commit_one(self._store, write)
 
     async def _list(self, query: RecordQuery) -> Sequence[Record]:
         return cast(Sequence[Record], await self._store.list(query))

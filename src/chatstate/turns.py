@@ -34,7 +34,7 @@ from chatstate.mailbox import DueQuery, InboxEntry, InboxQuery, Postpone, Send, 
 from chatstate.model import Conflict, Session
 from chatstate.people import Person
 from chatstate.sessions import Sessions
-from chatstate.stores.base import Store
+from chatstate.stores.base import Store, commit_one
 from chatstate.worker import ELSEWHERE_SECONDS, Worker
 
 MOST_TRIES = 5
@@ -272,11 +272,9 @@ class Turns(Worker):
         """What the bot has left: the text of the state, and what is to be sent."""
         try:
             state = write_state(turn.state, self._settings.state_bytes)
-            return state, self._sends(channel, person_id, user_session_id, turn.replies) if person_id else ()
         except StateNotWritable as error:
             raise _BotFailed(str(error)) from None
-        except Exception as error:
-            raise _BotFailed(_where(error)) from None
+        return state, self._sends(channel, person_id, user_session_id, turn.replies) if person_id else ()
 
     async def _postpone(self, entry: InboxEntry, seconds: float) -> None:
         now = self.clock()
@@ -288,8 +286,6 @@ class Turns(Worker):
             return await self._sessions.load(user_session_id)
         except SessionNotFound:
             return None
-        except StateUnreadable as error:
-            raise _BotFailed(error.message) from None
 
     async def _applied(self, user_session_id: str, state: str, session: Session | None, settle: Settle) -> bool:
         """Commit the turn; false when the session is another one now, and the turn has to be run on that."""
@@ -333,7 +329,7 @@ class Turns(Worker):
             await self._bot(turn)
         except SystemExit:
             raise _BotFailed("the bot has called sys.exit(), which ends no server") from None
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+        except (asyncio.CancelledError, KeyboardInterrupt):
             raise
         except BaseException as error:
             raise _BotFailed(_where(error)) from None
@@ -355,10 +351,6 @@ class Turns(Worker):
             if task.done():  # the bot has cancelled itself
                 raise _BotFailed("the bot was cancelled") from None
             raise
-        except _BotFailed:
-            raise
-        except Exception as error:
-            raise _BotFailed(_where(error)) from None
         finally:
             for other in (task, *others):
                 # What it ends with is nobody's business any more: asyncio would log it, with what is in it.
@@ -426,9 +418,7 @@ class Turns(Worker):
         )
 
     async def _settle(self, write: Settle | Postpone) -> None:
-        (outcome,) = await self.store.commit([write])
-        if isinstance(outcome, StoreError):
-            raise outcome
+        outcome = await commit_one(self.store, write)
         assert isinstance(outcome, Settled)
 
 

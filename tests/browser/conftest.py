@@ -77,15 +77,15 @@ async def new_device(browser: Browser) -> AsyncIterator[NewDevice]:
 
 
 @pytest.fixture
-def store_url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     """The URL of an empty SQLite file: browsers are slow, and what they ask for is tested on each kind of store."""
     return f"sqlite:///{tmp_path}/chatstate.db"
 
 
 @pytest.fixture
-def server(store_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
+def server(sqlite_url: str, tmp_path: Path) -> Iterator[ServerProcess]:
     """`chatstate serve`."""
-    with ServerProcess(store_url, tmp_path) as running:
+    with ServerProcess(sqlite_url, tmp_path) as running:
         yield running
 
 

@@ -50,10 +50,10 @@ class Keyed:
 
 
 @pytest.fixture
-def keyed(store_url: str, tmp_path: Path) -> Iterator[Keyed]:
-    """On each store in turn."""
-    key = asyncio.run(make_key(store_url, utc_now()))
-    with ServerProcess(store_url, tmp_path, arguments=["--demo"]) as server:
+def keyed(sqlite_url: str, tmp_path: Path) -> Iterator[Keyed]:
+    """A server with an API key that shows its page all the same."""
+    key = asyncio.run(make_key(sqlite_url, utc_now()))
+    with ServerProcess(sqlite_url, tmp_path, arguments=["--demo"]) as server:
         yield Keyed(server, key)
 
 

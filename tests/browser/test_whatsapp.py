@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,7 @@ from playwright.async_api import Page, expect
 from chatstate.emulator import Emulator
 from tests.browser.chat import Chat, eventually, stored
 from tests.browser.conftest import NewDevice
-from tests.conftest import STORE_KINDS, database
 from tests.crash.test_messages import ROOT, account_variables, soon
-from tests.servers.postgres import RunningServers
 from tests.servers.process import ServerProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,13 +26,6 @@ async def emulator() -> AsyncIterator[Emulator]:
     emulator = Emulator(pause=soon)
     async with emulator.serving():
         yield emulator
-
-
-@pytest.fixture(params=STORE_KINDS)
-def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database, of each kind in turn."""
-    with database(request.param, servers, tmp_path) as url:
-        yield url
 
 
 @pytest_asyncio.fixture(loop_scope="module")

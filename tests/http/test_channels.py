@@ -14,9 +14,9 @@ import pytest
 from chatstate.http.channels import device_name
 from chatstate.model import Scope
 from tests.http.conftest import SettableClock, Start
-from tests.http.credentials import UNLIMITED, bearer, claims_of, key_id_of, make_key, signer_of
+from tests.http.credentials import ACCOUNT, UNLIMITED, bearer, claims_of, key_id_of, make_key, signer_of
 from tests.http.test_messages import SECONDS, count, say
-from tests.http.test_whatsapp import ACCOUNT, delivery, post, text_message
+from tests.http.test_whatsapp import delivery, post, text_message
 
 CHROME = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/156.0 Safari/537.36"
 PHONE = "16505551234"

@@ -17,12 +17,10 @@ from chatstate.channels.whatsapp.account import WhatsAppAccount
 from chatstate.errors import InvalidSetting
 from chatstate.http.whatsapp import MOST_BYTES, WEBHOOK
 from tests.http.conftest import Server, Start
+from tests.http.credentials import ACCOUNT
 from tests.http.test_messages import SECONDS
 
-SECRET, VERIFY, NUMBER_ID = "the app's secret", "chosen by the operator", "106540352242922"
-ACCOUNT = WhatsAppAccount(
-    app_secret=SECRET, verify_token=VERIFY, phone_number_id=NUMBER_ID, number="15550783881"
-)  # without a token for sending: what is to leave waits
+SECRET, VERIFY, NUMBER_ID = ACCOUNT.app_secret, ACCOUNT.verify_token, ACCOUNT.phone_number_id
 
 
 async def count(turn: Turn) -> None:

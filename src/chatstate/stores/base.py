@@ -186,6 +186,14 @@ def all_readable(found: Mapping[str, Session | StoreError]) -> dict[str, Session
     return sessions
 
 
+async def commit_one(store: Store, write: AnyWrite) -> Outcome:
+    """The outcome of a write that goes by itself. Raises errors of the store."""
+    (outcome,) = await store.commit([write])
+    if isinstance(outcome, StoreError):
+        raise outcome
+    return outcome
+
+
 Verb = Literal["upsert", "insert", "update", "delete"]
 
 
