@@ -301,6 +301,32 @@ async def test_a_store_that_fails_for_a_while_loses_no_change(world: World, capl
         assert len(caplog.records) == 2, "a second outage is told, too"
 
 
+async def test_an_outage_is_told_once_also_when_a_comparison_that_began_before_it_ends_well(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = Failing(world.store)
+    answered = asyncio.Event()
+
+    async def slow(query: Any) -> Sequence[Any]:
+        found = await failing.list(query)
+        await answered.wait()
+        return found
+
+    with world.live.watch("a", None):
+        await world.settled()
+        world.store.list = slow  # type: ignore[method-assign]
+        world.live._do(world.live._compared())
+        await asyncio.sleep(0)
+        failing.away = True
+        with caplog.at_level(logging.WARNING):
+            world.live._failed(StoreUnavailable())
+            answered.set()
+            await world.settled()
+            await world.sessions.save("a", "first")
+            await world.settled()
+    assert len(caplog.records) == 1
+
+
 async def test_each_outage_is_told_once_also_when_only_comparisons_meet_it(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -269,12 +269,13 @@ class Live:
         task.add_done_callback(self._tasks.discard)
 
     async def _load(self, user_session_id: str, topic: _Topic) -> None:
+        outage = self._failing
         try:
             while topic.again and topic.watchers:
                 topic.again = False
                 told = tuple(topic.watchers)  # who comes while it is loaded may know a newer version
                 self._found(topic, await self._session(user_session_id), told)
-            self._failing = False
+            self._worked(outage)
         except StateUnreadable:  # the store has told the log; whoever comes back to watch it is told, too
             topic.tag = _UNKNOWN
             for watcher in topic.watchers:
@@ -311,9 +312,10 @@ class Live:
             return None
 
     async def _compared(self) -> None:
+        outage = self._failing
         try:
             await self.compare()
-            self._failing = False
+            self._worked(outage)
         except Exception as error:
             self._failed(error)
 
@@ -328,6 +330,11 @@ class Live:
                 topic = self._topics.get(user_session_id)
                 if topic and topic.tag != found.get(user_session_id):
                     self._changed(user_session_id)
+
+    def _worked(self, outage: bool) -> None:
+        """What began before an outage says nothing about its end."""
+        if outage:
+            self._failing = False
 
     def _failed(self, error: Exception) -> None:
         """Tell the log, but not for each of thousands of sessions."""

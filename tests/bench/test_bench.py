@@ -109,7 +109,12 @@ def test_tiny_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "index : none, 20 × 200 bytes",
         "index : none, 2,000 × 200 bytes",
     ]
-    assert all(results.ratio(compared, measure) for compared in results.comparisons for measure in compared.measures)
+    assert all(
+        results.ratio(compared, measure)
+        for compared in results.comparisons
+        for measure in compared.measures
+        if measure != "cpu_us"  # counted in steps of 10 ms, of which so short a run may have none
+    )
     text = capsys.readouterr().out
     assert all(what in text for what in whats)
     assert max(map(len, text.splitlines())) <= WIDTH
