@@ -213,6 +213,24 @@ async def test_what_was_said_just_before_leaving_arrives(obedient: ServerProcess
     await arrives(obedient.base_url, session, ["the last words"])
 
 
+async def test_what_was_said_arrives_when_the_page_goes_before_its_turn_to_send_has_come(
+    obedient: ServerProcess, new_device: NewDevice
+) -> None:
+    """Another window sends at that time, or the browser is slow to tell that none does."""
+    device = await new_device()
+    chat = await device.open(f"{obedient.base_url}/demo")
+    other = await device.open(f"{obedient.base_url}/demo")
+    await other.page.evaluate(
+        """name => new Promise(
+            (locked) => navigator.locks.request(name, () => (locked(), new Promise(() => {})))
+        )""",
+        f"chatstate-demo:unsent:{chat.session}",
+    )
+    await chat.say("the last words")
+    await chat.page.close(run_before_unload=True)
+    await arrives(obedient.base_url, chat.session, ["the last words"])
+
+
 async def test_what_the_server_refuses_is_shown_with_the_reason(obedient: ServerProcess, new_device: NewDevice) -> None:
     chat = await (await new_device(r"status of 400 .*/messages$")).open(f"{obedient.base_url}/demo")
     await chat.page.locator("#text").evaluate("input => { input.maxLength = 100_000; }")

@@ -33,6 +33,7 @@ export class Unsent {
   #working = false;
   #stopped = false;
   #hope = false; // something has happened since the last try
+  #sending = false; // a request is under way
   #wake = () => {};
 
   constructor(id, changed, lockedOut) {
@@ -43,6 +44,7 @@ export class Unsent {
     this.entries = this.#kept();
     addEventListener("storage", ({ key }) => key === this.#place && this.#heard());
     for (const event of ["online", "pageshow", "visibilitychange"]) addEventListener(event, () => this.nudge());
+    addEventListener("pagehide", () => this.#leave());
   }
 
   /** Those that the server does not have yet. */
@@ -113,15 +115,31 @@ export class Unsent {
     return answer;
   }
 
+  /**
+   * The page goes, perhaps while it waits for its turn to send: there is no time for that any more, and what arrives twice is
+   * there once. Only the first one, and none beside one that is under way: they could overtake each other.
+   */
+  #leave() {
+    const [next] = this.waiting;
+    if (next && !this.#sending && !this.#stopped) this.#send(next, true);
+  }
+
   /** The answer; undefined when there is none. */
-  #send({ id, text }, isFirst) {
-    return request(this.#id, "messages", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ id, text }),
-      keepalive: isFirst, // also when the page is gone; browsers allow only few of these at once
-      signal: AbortSignal.timeout(SECONDS_TO_ANSWER * 1000),
-    }).catch(() => undefined);
+  async #send({ id, text }, isFirst) {
+    this.#sending = true;
+    try {
+      return await request(this.#id, "messages", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ id, text }),
+        keepalive: isFirst, // also when the page is gone; browsers allow only few of these at once
+        signal: AbortSignal.timeout(SECONDS_TO_ANSWER * 1000),
+      });
+    } catch {
+      return undefined;
+    } finally {
+      this.#sending = false;
+    }
   }
 
   #tell(failing) {
