@@ -34,7 +34,7 @@ from chatstate.mailbox import (
 from chatstate.model import KEEP, Retention, utc_now
 from chatstate.people import People, Person
 from chatstate.records import Records
-from chatstate.stores.base import AnyWrite, Outcome, Store
+from chatstate.stores.base import AnyWrite, Outcome, Store, commit_one
 
 MOST_WAITING = 100
 """How many messages of web pages may wait for one session."""
@@ -147,19 +147,15 @@ class Inbox:
     async def say(self, user_session_id: str, message: Message) -> bool:
         """Keep a message from a web page; whether it is new. Its id is unique within the session."""
         await self.open()
-        now = self._clock()
         envelope = Envelope(channel=WEB, id=message.id, user_session_id=user_session_id, message=message)
-        (outcome,) = await self._commit(
-            [
-                Receive(
-                    key=name_hash(self.people.key, WEB, user_session_id, message.id),
-                    conversation=self.web_conversation(user_session_id),
-                    document=json.encode(envelope).decode(),
-                    sent_at=message.at,
-                    now=now,
-                )
-            ]
+        receive = Receive(
+            key=name_hash(self.people.key, WEB, user_session_id, message.id),
+            conversation=self.web_conversation(user_session_id),
+            document=json.encode(envelope).decode(),
+            sent_at=message.at,
+            now=self._clock(),
         )
+        outcome = await commit_one(self._store, receive)
         self.arrived()
         return isinstance(outcome, Received) and outcome.is_new
 
@@ -181,9 +177,8 @@ class Inbox:
             for key, report in zip(keys, reports, strict=True)
         ]
         for key, report, outcome in zip(keys, reports, await self._commit(writes), strict=True):
-            if report.status == "failed" and outcome == Settled(
-                False
-            ):  # perhaps it is told before we have noted the id
+            # Perhaps it is told before we have noted the id.
+            if report.status == "failed" and outcome == Settled(False):
                 early = _Early(report.error)
                 await self._early.put(key, early, now, expires_at=now + _EARLY)
 
@@ -191,7 +186,8 @@ class Inbox:
         """Note what was told of a message before it was known under this key."""
         now = self._clock()
         if early := await self._early.get(provider_key, now):
-            await self._commit([Progress(now=now, status="failed", provider_key=provider_key, error=early.error)])
+            progress = Progress(now=now, status="failed", provider_key=provider_key, error=early.error)
+            await commit_one(self._store, progress)
 
     # --- Looking into it ----------------------------------------------------------------------------------------------
 
@@ -227,12 +223,12 @@ class Inbox:
     async def retry(self, key: str) -> bool:
         """Have a message that was set aside tried again; whether there is one."""
         now = self._clock()
-        (outcome,) = await self._commit([Postpone(key=key, now=now, due_at=now, tries=0)])
+        outcome = await commit_one(self._store, Postpone(key=key, now=now, due_at=now, tries=0))
         return isinstance(outcome, Settled) and outcome.done
 
     async def drop(self, key: str) -> bool:
         """Do without a message; whether there is one."""
-        (outcome,) = await self._commit([Settle(key=key, now=self._clock(), status="noted")])
+        outcome = await commit_one(self._store, Settle(key=key, now=self._clock(), status="noted"))
         return isinstance(outcome, Settled) and outcome.done
 
     async def erase(self, user_session_id: str) -> bool:
@@ -243,7 +239,7 @@ class Inbox:
         if not people and not await self._has_any(user_session_id):
             return False
         # In this order: what is interrupted here can be found again.
-        await self._commit([self._erasure(user_session_id, people.values())])
+        await commit_one(self._store, self._erasure(user_session_id, people.values()))
         await self.people.erase(user_session_id, now)
         return True
 

@@ -13,7 +13,7 @@ from typing import cast
 from msgspec import Struct, json
 
 from chatstate.record import DropRecord, PutRecord, Record, RecordQuery
-from chatstate.stores.base import Outcome, Store, commit_one
+from chatstate.stores.base import Store, commit_one
 
 
 class Holder(Struct, frozen=True):
@@ -54,31 +54,28 @@ class Leases:
         return await self._put(lease.name, now, lease.version) if now < lease.until else None
 
     async def _put(self, name: str, now: datetime, expect: int) -> Lease | None:
-        outcome = await self._commit(
-            PutRecord(
-                collection=self._collection,
-                key=name,
-                document=self._document,
-                now=now,
-                expires_at=now + self.span,
-                expect=expect,
-            )
+        write = PutRecord(
+            collection=self._collection,
+            key=name,
+            document=self._document,
+            now=now,
+            expires_at=now + self.span,
+            expect=expect,
         )
+        outcome = await commit_one(self._store, write)
         return Lease(name, outcome.version, now + self.span) if isinstance(outcome, Record) else None
 
     async def release(self, lease: Lease, now: datetime) -> None:
         """Let others have it. Nothing happens if it was lost. Raises errors of the store."""
         if now < lease.until:
-            await self._commit(DropRecord(collection=self._collection, key=lease.name, now=now, expect=lease.version))
+            drop = DropRecord(collection=self._collection, key=lease.name, now=now, expect=lease.version)
+            await commit_one(self._store, drop)
 
     async def release_all(self, now: datetime) -> None:
         """Let others have all leases, whoever holds them: for a server that has the store for itself."""
         while True:
             found = await self._store.list(RecordQuery(collection=self._collection, now=now))
             for record in cast(list[Record], found):
-                await self._commit(DropRecord(collection=self._collection, key=record.key, now=now))
+                await commit_one(self._store, DropRecord(collection=self._collection, key=record.key, now=now))
             if not found:
                 return
-
-    async def _commit(self, write: PutRecord | DropRecord) -> Outcome:
-        return await commit_one(self._store, write)

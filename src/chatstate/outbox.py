@@ -114,18 +114,18 @@ class Outbox(Worker):
             return False
         channel = self._channels[parcel.channel]
         person = await self._people.get(parcel.person, now)
-        if person is None or (why := await self._hindrance(channel, person, entry, now)):
-            error = _NOBODY if person is None else why
-            await self._note(Progress(now=now, status="failed", key=entry.key, error=error))
+        why = await self._hindrance(channel, person, entry, now)
+        if person is None or why:
+            await self._note(Progress(now=now, status="failed", key=entry.key, error=why))
             return True
         if wait := self._pairs.wait(entry.conversation):
             await self._postpone(entry, entry.tries, wait, entry.error)
             return False
         return await self._give(channel, person, parcel, entry)
 
-    async def _hindrance(self, channel: Channel, person: Person, entry: OutboxEntry, now: datetime) -> str:
+    async def _hindrance(self, channel: Channel, person: Person | None, entry: OutboxEntry, now: datetime) -> str:
         """Why it is not to reach the person any more; empty if it is."""
-        if not person.contact.ids:
+        if person is None or not person.contact.ids:
             return _NOBODY
         if entry.user_session_id not in (person.user_session_id, person.own_session_id):
             return _UNLINKED

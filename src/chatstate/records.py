@@ -8,8 +8,8 @@ from typing import Generic, TypeVar, cast
 
 from msgspec import Struct, json
 
-from chatstate.record import DropRecord, PutRecord, Record, RecordDropped, RecordQuery, RecordWrite
-from chatstate.stores.base import Outcome, Store, commit_one
+from chatstate.record import DropRecord, PutRecord, Record, RecordDropped, RecordQuery
+from chatstate.stores.base import Store, commit_one
 
 Document = TypeVar("Document", bound=Struct)
 
@@ -50,9 +50,8 @@ class Records(Generic[Document]):
         """Create or replace a document; whether it was (`PutRecord` says what `expect` is)."""
         text = json.encode(document).decode()
         place = {"collection": self._collection, "key": key}
-        return isinstance(
-            await self._commit(PutRecord(**place, document=text, now=now, expires_at=expires_at, expect=expect)), Record
-        )
+        write = PutRecord(**place, document=text, now=now, expires_at=expires_at, expect=expect)
+        return isinstance(await commit_one(self._store, write), Record)
 
     async def change(
         self,
@@ -77,10 +76,7 @@ class Records(Generic[Document]):
     async def drop(self, key: str, now: datetime) -> bool:
         """Remove a document; whether there was one."""
         write = DropRecord(collection=self._collection, key=key, now=now)
-        return isinstance(await self._commit(write), RecordDropped)
-
-    async def _commit(self, write: RecordWrite) -> Outcome:
-        return await commit_one(self._store, write)
+        return isinstance(await commit_one(self._store, write), RecordDropped)
 
     async def _list(self, query: RecordQuery) -> Sequence[Record]:
         return cast(Sequence[Record], await self._store.list(query))

@@ -15,7 +15,7 @@ from msgspec import Struct
 from chatstate.encryption import KeyRing
 from chatstate.errors import OutcomeUnknown, SessionLocked, StateUnreadable
 from chatstate.model import Rewrite, Rewritten, Shelf, Stored, StoredQuery
-from chatstate.stores.base import Store
+from chatstate.stores.base import Store, commit_one
 from chatstate.stores.encrypted import INBOX, OUTBOX, STATES
 
 _STEP = 100
@@ -106,10 +106,7 @@ class Reencryption:
         """Tried again when somebody holds the row; and when nobody knows what became of it: twice does no harm."""
         for attempt in range(_TRIES):
             try:
-                (outcome,) = await self._store.commit([write])
-                if isinstance(outcome, Exception):
-                    raise outcome
-                return cast(Rewritten, outcome)
+                return cast(Rewritten, await commit_one(self._store, write))
             except (SessionLocked, OutcomeUnknown):
                 if attempt == _TRIES - 1:
                     raise
