@@ -26,6 +26,7 @@ from chatstate.http.server import bind, run
 from chatstate.model import KEEP, Conflict, Delete, Deleted, Retention, Save, Session, Swept
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
+from chatstate.stores.replies import Sealing, Written
 from tests.servers.ports import LOOPBACK, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -190,9 +191,9 @@ class MemoryStore(Store):
         """See `Store.list`. There are no API keys, and nothing of the bench asks for more."""
         return []
 
-    def watch(self, changed: Changed) -> Feed:
+    def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
         """See `Store.watch`."""
-        return Hints().feed(changed)
+        return Hints().feed(changed, written, sealing)
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         """See `Store.sweep`. Nothing here expires."""

@@ -423,6 +423,16 @@ def test_an_audit_log_that_cannot_be_written(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_has_one_process_that_serves_it(tmp_path: Path) -> None:
+    assert "use PostgreSQL" in mistake(tmp_path, "serve", "--workers", "2", PORT=str(free_port()))
+    assert not (tmp_path / "chatstate.db").exists()
+
+
+def test_several_processes_that_cannot_start_say_so_once(tmp_path: Path) -> None:
+    output = mistake(tmp_path, "--workers", "3", PORT=str(free_port()), DATABASE_URL=f"postgresql://x@{LOOPBACK}:1/x")
+    assert output.count("Cannot reach PostgreSQL") == 1
+
+
 def test_a_taken_port(taken_port: int, tmp_path: Path) -> None:
     output = mistake(tmp_path, "serve", "--port", str(taken_port))
     assert f"Port {taken_port} is taken." in output

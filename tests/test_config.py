@@ -13,7 +13,16 @@ from msgspec.structs import asdict
 
 from chatstate import create_app
 from chatstate.channels.whatsapp.account import WhatsAppAccount
-from chatstate.config import MOST_DIGITS, MOST_VERSIONS, SETTINGS, Setting, Settings, load_settings, unknown_variables
+from chatstate.config import (
+    MOST_DIGITS,
+    MOST_VERSIONS,
+    MOST_WORKERS,
+    SETTINGS,
+    Setting,
+    Settings,
+    load_settings,
+    unknown_variables,
+)
 from chatstate.encryption import KeyRing
 from chatstate.errors import InvalidSetting
 from chatstate.http.server import run
@@ -27,6 +36,7 @@ GOOD: dict[str, tuple[Any, Any, Any]] = {
     "store": ("sqlite:///one.db", "sqlite:///two.db", "sqlite:///three.db"),
     "host": ("localhost", "0.0.0.0", "2001:db8::1"),
     "port": (1, 8080, 65535),
+    "workers": (1, 2, MOST_WORKERS),
     "max_state_bytes": (1, 1000, 1 << 40),
     "require_json": (True, False, True),
     "require_preconditions": (True, False, True),
@@ -76,6 +86,7 @@ RATES = ("-1", "1000001", "nan", "inf", "1 000", "20/s", "abc")
 BAD = {
     "host": ("example.com", "LOCALHOST", "localhost:3000", "[::1]", "0", "10.0.0.0/8", "0.0.0.0:80", "127.1"),
     "port": (*NUMBERS, "65536", "99999999999999999999999999"),
+    "workers": (*NUMBERS, "65"),
     "max_state_bytes": NUMBERS,
     "history": (*(number for number in NUMBERS if number.strip("0")), str(MOST_VERSIONS + 1), "9" * 30),
     "idle_expiry_seconds": (*NUMBERS, str(MAX_EXPIRES_IN + 1), "9" * 30),

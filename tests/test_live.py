@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from chatstate.errors import StateUnreadable, StoreError, StoreUnavailable
-from chatstate.live import Live, Watcher
+from chatstate.live import Live, Piece, Watcher
 from chatstate.model import KEEP, Retention, Session
 from chatstate.sessions import Sessions
 from chatstate.stores import Store, create_store
@@ -463,3 +463,12 @@ async def test_two_servers_of_postgres_tell_each_other(postgres_url: str) -> Non
                 assert await state(there) == str(number)
             await other.sessions.delete("a")
             assert await here.next(SOON) == "deleted"
+
+
+async def test_half_a_character_of_a_bot_ends_no_stream(world: World) -> None:
+    """A lone surrogate, which no UTF-8 text can carry, was an error in the stream of everybody who watched."""
+    with world.live.watch("a", None) as watcher:
+        world.live.write("a", "r", "half \ud83d")
+        while not isinstance(piece := await watcher.next(SOON), Piece):
+            pass
+        assert piece == ("r", "half ?", False)

@@ -32,6 +32,9 @@ MOST_VERSIONS = 10_000
 """The longest history of a session."""
 
 
+MOST_WORKERS = 64
+"""The most processes of one server."""
+
 MOST_DIGITS = 20
 """The longest id of a phone number, and the longest number."""
 
@@ -186,6 +189,13 @@ SETTINGS = (
         "The address to listen on. Any but those of this machine alone (localhost, 127.0.0.1, ::1) wants an API key.",
     ),
     Setting("port", ("CHATSTATE_PORT", "PORT"), 3000, _port, "The port to listen on."),
+    Setting(
+        "workers",
+        ("CHATSTATE_WORKERS",),
+        1,
+        _at_most(MOST_WORKERS),
+        "How many processes answer requests on that port. More than one wants PostgreSQL.",
+    ),
     Setting(
         "max_state_bytes",
         ("CHATSTATE_MAX_STATE_BYTES",),
@@ -458,6 +468,7 @@ class Settings(Struct, frozen=True):
     store: str
     host: str
     port: int
+    workers: int
     max_state_bytes: int
     require_json: bool
     require_preconditions: bool

@@ -169,6 +169,7 @@ class Live:
         self._pause = pause
         self._topics: dict[str, _Topic] = {}
         self._written: dict[str, _Written] = {}  # as many as there are turns
+        self._read: dict[str, _Written] = {}  # of those that are watched, what other servers are writing
         self._feed: Feed | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing = False
@@ -177,7 +178,7 @@ class Live:
     def start(self) -> None:
         """Listen to the store, which is open."""
         self._ended = False
-        self._feed = self._store.watch(self._changed)
+        self._feed = self._store.watch(self._changed, self._heard)
 
     def end(self) -> None:
         """Nobody is told anything any more: the server ends, and waits for those who listen."""
@@ -211,21 +212,36 @@ class Live:
     # --- Replies that are being written -------------------------------------------------------------------------------
 
     def write(self, user_session_id: str, reply: str, text: str) -> None:
-        """Show those who watch the session here, or will, how far this reply is; an empty id: nothing is written any
-        more."""
-        if self.written(user_session_id) == (reply, text):
+        """Show those who watch the session, or will, how far this reply is; an empty id: nothing is written any
+        more. On other servers, as soon and as well as the store can tell them."""
+        if not text.isascii():
+            text = text.encode(errors="replace").decode()  # lone surrogates, of which a bot can make some, are no text
+        if self._written.get(user_session_id, _NOTHING) == (reply, text):
             return
         if reply:
             self._written[user_session_id] = (reply, text)
         else:
             del self._written[user_session_id]
+        if self._feed:
+            self._feed.write(user_session_id, reply, text)
+        self._wake(user_session_id)
+
+    def _heard(self, user_session_id: str, reply: str, text: str) -> None:
+        """So far is what another server is writing."""
+        if user_session_id in self._topics and reply:
+            self._read[user_session_id] = (reply, text)
+        else:
+            self._read.pop(user_session_id, None)
+        self._wake(user_session_id)
+
+    def _wake(self, user_session_id: str) -> None:
         if topic := self._topics.get(user_session_id):
             for watcher in topic.watchers:
                 watcher.wake()
 
     def written(self, user_session_id: str) -> tuple[str, str]:
         """The id and the text so far of the reply that is being written; both empty when none is."""
-        return self._written.get(user_session_id, _NOTHING)
+        return self._written.get(user_session_id) or self._read.get(user_session_id, _NOTHING)
 
     # --- Who watches what ---------------------------------------------------------------------------------------------
 
@@ -246,6 +262,7 @@ class Live:
         topic.watchers.discard(watcher)
         if not topic.watchers:
             del self._topics[watcher.user_session_id]
+            self._read.pop(watcher.user_session_id, None)
             if self._feed:
                 self._feed.unfollow(watcher.user_session_id)
 

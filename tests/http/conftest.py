@@ -10,11 +10,12 @@ import asyncio
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPResponse
+from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
 import httpx
@@ -31,6 +32,7 @@ from tests.servers.postgres import RunningServers
 
 _SECONDS_TO_ANSWER = 20.0
 _OVER_ASGI = " over ASGI"
+_BY_TWO = " by two servers"
 _RING = KeyRing.parse(new_key())
 """Of the deployment over ASGI, which is encrypted, too: what is asked there is the same."""
 
@@ -76,15 +78,27 @@ def raw_request(port: int, request: bytes) -> Answer:
 
 @dataclass
 class Server:
-    """A running server. `send` and `raw` change nothing of what they are given; `client` is for ordinary requests."""
+    """A running server, or several that take turns. `send` and `raw` change nothing of what they are given; `client` is
+    for ordinary requests."""
 
-    app: Any
+    apps: Sequence[Any]
     port: int
     clock: SettableClock = field(default_factory=SettableClock)
 
     @property
+    def app(self) -> Any:
+        """The application, where there is one."""
+        (app,) = self.apps
+        return app
+
+    @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def client(self, timeout: float = _SECONDS_TO_ANSWER, **options: Any) -> httpx.Client:
+        """An ordinary client. Where there are several servers, each of its requests goes to the next one."""
+        limits = httpx.Limits(max_keepalive_connections=0) if len(self.apps) > 1 else httpx.Limits()
+        return httpx.Client(base_url=self.base_url, timeout=timeout, limits=limits, **options)
 
     def raw(self, request: bytes) -> Answer:
         """These very bytes."""
@@ -110,12 +124,14 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells when it listens, and ends when it is told to, so that nobody has to ask again and again."""
+    """Tells when it has started, takes connections that others have accepted, and ends when it is told to, so that
+    nobody has to ask again and again."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.start_ended = threading.Event()
         self._woken = asyncio.Event()
+        self._taking: set[asyncio.Task[Any]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -138,34 +154,78 @@ class _Uvicorn(uvicorn.Server):
         with suppress(RuntimeError):  # it has ended by itself, and its loop with it
             self._loop.call_soon_threadsafe(self._woken.set)
 
+    def take(self, connection: socket.socket) -> None:
+        """Answer on this connection; from another thread."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take, connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        def protocol() -> Any:
+            return self.config.http_protocol_class(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        task = asyncio.ensure_future(self._loop.connect_accepted_socket(protocol, connection))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+
+@contextmanager
+def _taking_turns(listener: socket.socket, servers: Sequence[_Uvicorn]) -> Iterator[None]:
+    """Each server gets the next connection in turn, as from a round-robin proxy that changes no byte."""
+
+    def accept() -> None:
+        with suppress(OSError):
+            for server in cycle(servers):
+                server.take(listener.accept()[0])
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        thread.join(_SECONDS_TO_ANSWER)
+
 
 @contextmanager
 def _serving(
-    app: Any, clock: SettableClock, lifespan: Literal["on", "off"], asgi: bool, own: type[HttpProtocol]
+    apps: Sequence[Any], clock: SettableClock, lifespan: Literal["on", "off"], asgi: bool, own: type[HttpProtocol]
 ) -> Iterator[Server]:
-    with socket.socket() as listener:
+    with socket.socket() as listener, ExitStack() as stack:
         listener.bind(("127.0.0.1", 0))
-        protocol = HttpToolsProtocol if asgi or not isinstance(app, ChatState) else own
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            proxy_headers=False,
-            lifespan=lifespan,
-            http=protocol,
-        )
-        uvicorn_server = _Uvicorn(config)
-        thread = threading.Thread(target=uvicorn_server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            assert uvicorn_server.start_ended.wait(_SECONDS_TO_ANSWER)
-            assert uvicorn_server.started
-            yield Server(app, listener.getsockname()[1], clock)
-        finally:
-            uvicorn_server.end()
-            thread.join(_SECONDS_TO_ANSWER)
-        assert not thread.is_alive()
+        listener.listen(1024)
+        sockets = [listener] if len(apps) == 1 else []
+        servers = [stack.enter_context(_running(app, lifespan, asgi, own, sockets)) for app in apps]
+        if len(apps) > 1:
+            stack.enter_context(_taking_turns(listener, servers))
+        yield Server(apps, listener.getsockname()[1], clock)
+
+
+@contextmanager
+def _running(
+    app: Any, lifespan: Literal["on", "off"], asgi: bool, own: type[HttpProtocol], sockets: list[socket.socket]
+) -> Iterator[_Uvicorn]:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        lifespan=lifespan,
+        http=HttpToolsProtocol if asgi or not isinstance(app, ChatState) else own,
+    )
+    server = _Uvicorn(config)
+    thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
+    thread.start()
+    try:
+        assert server.start_ended.wait(_SECONDS_TO_ANSWER)
+        assert server.started
+        yield server
+    finally:
+        server.end()
+        thread.join(_SECONDS_TO_ANSWER)
+    assert not thread.is_alive()
 
 
 Serve = Callable[..., AbstractContextManager[Server]]
@@ -173,7 +233,8 @@ Serve = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def serve() -> Serve:
-    """`with serve(app) as server:` runs any ASGI application; `lifespan="off"` leaves its lifespan out.
+    """`with serve(app) as server:` runs any ASGI application, or a list of them that take turns; `lifespan="off"`
+    leaves its lifespan out.
 
     chatstate runs on its own protocol, as in `chatstate serve`, or on the `protocol` that is given, unless `asgi` is
     set: then on uvicorn's.
@@ -187,20 +248,24 @@ def serve() -> Serve:
         asgi: bool = False,
         protocol: type[HttpProtocol] = HttpProtocol,
     ) -> AbstractContextManager[Server]:
-        return _serving(app, clock or SettableClock(), lifespan, asgi, protocol)
+        apps = [app] if not isinstance(app, list) else app
+        return _serving(apps, clock or SettableClock(), lifespan, asgi, protocol)
 
     return start
 
 
-@pytest.fixture(scope="module", params=[*STORE_KINDS, f"sqlite{_OVER_ASGI}"])
+@pytest.fixture(
+    scope="module", params=["sqlite", *(f"{name}{_BY_TWO}" for name in STORE_KINDS[1:]), f"sqlite{_OVER_ASGI}"]
+)
 def deployment(request: pytest.FixtureRequest) -> str:
-    """Which store, and whether any ASGI server could be in the place of our own; that one lies encrypted."""
+    """Which store; whether two servers of it take turns; and whether any ASGI server could be in the place of our own:
+    that one lies encrypted."""
     name: str = request.param
     return name
 
 
 def _database(deployment: str, folders: pytest.TempPathFactory, servers: RunningServers) -> AbstractContextManager[str]:
-    return database(deployment.removesuffix(_OVER_ASGI), servers, folders.mktemp("http"))
+    return database(deployment.removesuffix(_OVER_ASGI).removesuffix(_BY_TWO), servers, folders.mktemp("http"))
 
 
 @pytest.fixture(scope="module")
@@ -222,13 +287,22 @@ Start = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="module")
 def start(deployment: str, serve: Serve) -> Start:
-    """`with start(store_url, history=3) as server:` runs chatstate itself, with these settings, and with this clock."""
+    """`with start(store_url, history=3) as server:` runs chatstate itself, with these settings, and with this clock.
 
-    def start(url: str, *, clock: SettableClock | None = None, **settings: Any) -> AbstractContextManager[Server]:
+    alone  one server also where there are two: for what each counts for itself, and for tests that look into it
+    """
+
+    def start(
+        url: str, *, clock: SettableClock | None = None, alone: bool = False, **settings: Any
+    ) -> AbstractContextManager[Server]:
         clock = clock or SettableClock()
         asgi = deployment.endswith(_OVER_ASGI)
-        app = create_app(create_store(url, key_ring=_RING if asgi else None), clock=clock, **settings)
-        return serve(app, clock=clock, asgi=asgi)
+        count = 2 if deployment.endswith(_BY_TWO) and not alone else 1
+        apps = [
+            create_app(create_store(url, key_ring=_RING if asgi else None), clock=clock, **settings)
+            for _ in range(count)
+        ]
+        return serve(apps, clock=clock, asgi=asgi)
 
     return start
 
@@ -243,7 +317,7 @@ def server(start: Start, store_url: str) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[httpx.Client]:
     """An ordinary client of that server; making one takes longer than most tests."""
-    with httpx.Client(base_url=server.base_url, timeout=_SECONDS_TO_ANSWER) as client:
+    with server.client() as client:
         yield client
 
 

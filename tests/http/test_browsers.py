@@ -188,7 +188,8 @@ def test_a_page_may_read_a_defect_of_the_server(server: Server, monkeypatch: pyt
     async def broken(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(server.app._sessions, "load", broken)
+    for app in server.apps:
+        monkeypatch.setattr(app._sessions, "load", broken)
     error = Browser(server, LOCAL_ORIGINS[0]).fetch("GET", f"{SESSIONS}/any")
     assert (error.status, error.json()["code"]) == (500, "internal_error")
 

@@ -27,7 +27,7 @@ def client(start: Start, own_url: str) -> Iterator[httpx.Client]:
     """A client of a server of this test's own."""
     with (
         start(own_url, bot=count, whatsapp=ACCOUNT) as server,
-        httpx.Client(base_url=server.base_url, timeout=SECONDS, headers={"User-Agent": CHROME}) as client,
+        server.client(timeout=SECONDS, headers={"User-Agent": CHROME}) as client,
     ):
         client.post("/chat-state-sessions", json={"user_session_id": "web", "chat_state": '{"count": 0}'})
         yield client
@@ -145,7 +145,7 @@ def test_a_session_that_is_not_there_has_no_links(client: httpx.Client) -> None:
 
 
 def test_a_server_without_a_number_says_so(start: Start, own_url: str) -> None:
-    with start(own_url, bot=count) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, bot=count) as server, server.client() as client:
         client.post("/chat-state-sessions", json={"user_session_id": "web", "chat_state": "{}"})
         answer = link(client)
         assert (answer.status_code, answer.json()["code"]) == (404, "channel_not_found")
@@ -159,7 +159,7 @@ def test_only_who_may_hand_a_session_on_may_link_it(start: Start, own_url: str) 
     signer = asyncio.run(signer_of(own_url, clock.now))
     with (
         start(own_url, clock=clock, bot=count, whatsapp=ACCOUNT, rates=UNLIMITED) as server,
-        httpx.Client(base_url=server.base_url, timeout=SECONDS) as client,
+        server.client(timeout=SECONDS) as client,
     ):
         body = {"user_session_id": "web", "chat_state": "{}"}
         assert client.post("/chat-state-sessions", json=body, headers=bearer(keys["write"])).status_code == 201

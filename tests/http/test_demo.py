@@ -96,7 +96,7 @@ def test_a_server_with_keys_shows_it_only_if_it_was_asked_to(
     start: Start, own_url: str, path: str, is_asked_for: bool
 ) -> None:
     asyncio.run(make_key(own_url, utc_now()))
-    with start(own_url, demo=is_asked_for, rates=UNLIMITED) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, demo=is_asked_for, rates=UNLIMITED) as server, server.client() as client:
         answer = client.get(path)
         if is_asked_for:
             assert answer.status_code == (303 if path == "/" else 200)

@@ -186,8 +186,12 @@ def test_expiry_is_told(server: Server, client: httpx.Client, new_id: str) -> No
 
 
 def watchers(server: Server, user_session_id: str) -> int:
-    count: int = server.app._live.count(user_session_id)
-    return count
+    return sum(app._live.count(user_session_id) for app in server.apps)
+
+
+def end_streams(server: Server) -> None:
+    for app in server.apps:
+        app.end_streams()
 
 
 def until(what: Callable[[], object], expected: object) -> None:
@@ -204,7 +208,7 @@ def test_nothing_is_left_of_those_who_have_gone(server: Server, new_id: str) -> 
             stack.enter_context(listening(server.port, f"{new_id}/events")).next()
         until(lambda: watchers(server, new_id), 20)
     until(lambda: watchers(server, new_id), 0)
-    assert new_id not in server.app._live._topics
+    assert not any(new_id in app._live._topics for app in server.apps)
 
 
 @pytest.fixture
@@ -252,7 +256,7 @@ def test_the_end_of_the_server_ends_streams_in_order(start: Start, own_url: str,
     with ExitStack() as stack, start(own_url) as server:
         stream = stack.enter_context(listening(server.port, f"{new_id}/events"))
         assert stream.next()
-        server.app.end_streams()
+        end_streams(server)
         assert stream.next() is None  # the last chunk has come: it was not cut off
 
 
@@ -287,7 +291,7 @@ def keyed(start: Start, own_url: str) -> Iterator[Keyed]:
     rates = Rates(0, 0, 0, 0, watchers_per_session=3)
     with (
         start(own_url, clock=clock, rates=rates) as server,
-        httpx.Client(base_url=server.base_url, headers=bearer(key), timeout=20) as client,
+        server.client(headers=bearer(key), timeout=20) as client,
     ):
         yield Keyed(server, client, key)
 
@@ -315,11 +319,23 @@ def test_a_stream_ends_when_its_token_has_expired_and_tells_nothing_more(keyed: 
 
 def test_a_stream_ends_when_the_tokens_of_its_session_are_revoked(keyed: Keyed, new_id: str) -> None:
     save(keyed.client, new_id, "first")
-    with listening(keyed.server.port, f"{new_id}/events", bearer(keyed.token(new_id))) as stream:
+    token = keyed.token(new_id)
+    with listening(keyed.server.port, f"{new_id}/events", bearer(token)) as stream:
         assert stream.state() == "first"
         assert keyed.client.delete(f"{SESSIONS}/{new_id}/tokens").status_code == 200
+        refused_everywhere(keyed, new_id, token)
         save(keyed.client, new_id, "secret")
         assert stream.next() is None
+
+
+def refused_everywhere(keyed: Keyed, new_id: str, credential: str) -> None:
+    """Wait until each of the servers, which are asked in turn, has noticed that this credential is void."""
+
+    def statuses() -> set[int]:
+        asked = [keyed.client.get(f"{SESSIONS}/{new_id}", headers=bearer(credential)) for _ in keyed.server.apps]
+        return {answer.status_code for answer in asked}
+
+    until(statuses, {401})
 
 
 def tells_nothing_after(keyed: Keyed, own_url: str, new_id: str, end: Callable[[Keys, str], Awaitable[object]]) -> None:
@@ -333,7 +349,7 @@ def tells_nothing_after(keyed: Keyed, own_url: str, new_id: str, end: Callable[[
             await end(Keys(store), key_id_of(key))
 
         asyncio.run(beside(own_url, come_to_its_end))
-        until(lambda: keyed.client.get(f"{SESSIONS}/{new_id}", headers=bearer(key)).status_code, 401)
+        refused_everywhere(keyed, new_id, key)
         save(keyed.client, new_id, "secret")
         assert stream.next() is None
 
@@ -366,7 +382,8 @@ def test_a_stream_ends_when_nobody_can_know_who_may_come_in(
         async def unreadable() -> None:
             raise StoreUnavailable
 
-        monkeypatch.setattr(keyed.server.app.access, "_read", unreadable)
+        for app in keyed.server.apps:
+            monkeypatch.setattr(app.access, "_read", unreadable)
         monkeypatch.setattr(access, "STALE_SECONDS", 0)
         assert stream.next() is None
 
@@ -378,15 +395,15 @@ def test_watching_an_open_server_leaves_no_trace_of_keys(
     with start(own_url) as server:
         with listening(server.port, f"{new_id}/events") as stream:
             assert [stream.next(comments=True) for _ in range(3)]
-        assert not server.app.access._used
+        assert not any(app.access._used for app in server.apps)
 
 
 def test_an_open_stream_ends_when_the_server_gets_its_first_key(start: Start, own_url: str, new_id: str) -> None:
     with start(own_url, rates=UNLIMITED) as server, listening(server.port, f"{new_id}/events") as stream:
         assert stream.next() == ("absent", "", {})
         key = asyncio.run(make_key(own_url, server.clock.now))
-        with httpx.Client(base_url=server.base_url, timeout=20) as client:
-            until(lambda: client.get(f"{SESSIONS}/{new_id}").status_code, 401)
+        with server.client(timeout=20) as client:
+            until(lambda: {client.get(f"{SESSIONS}/{new_id}").status_code for _ in server.apps}, {401})
             save(client, new_id, "secret", **bearer(key))
         assert stream.next() is None
 
@@ -408,16 +425,17 @@ def test_a_session_of_others_looks_like_one_that_is_not_there(
         assert theirs.next() == absent.next() == ("absent", "", {})
         save(keyed.client, new_id, "secret")
         assert watchers(keyed.server, new_id) == 0
-        keyed.server.app.end_streams()
+        end_streams(keyed.server)
         assert theirs.next() is absent.next() is None  # nothing has come before the end
 
 
 def test_one_session_has_a_bounded_number_of_watchers(keyed: Keyed, new_id: str) -> None:
     with ExitStack() as stack:
-        for _ in range(3):
+        most = 3 * len(keyed.server.apps)  # each server counts for itself
+        for _ in range(most):
             stream = stack.enter_context(listening(keyed.server.port, f"{new_id}/events", bearer(keyed.key)))
             assert stream.next()
-        until(lambda: watchers(keyed.server, new_id), 3)
+        until(lambda: watchers(keyed.server, new_id), most)
         answer = keyed.client.get(f"{SESSIONS}/{new_id}/events")
         assert (answer.status_code, answer.json()["code"]) == (429, "too_many_requests")
         assert int(answer.headers["retry-after"]) > 0
@@ -443,9 +461,10 @@ def test_many_at_once_are_no_more_watchers_than_may_be(keyed: Keyed, new_id: str
         for connection in sockets:
             connection.sendall(lines.encode())
         statuses = [connection.recv(12) for connection in sockets]
-        assert statuses.count(b"HTTP/1.1 200") == 3
-        assert statuses.count(b"HTTP/1.1 429") == 27
-        assert watchers(keyed.server, new_id) == 3
+        most = 3 * len(keyed.server.apps)
+        assert statuses.count(b"HTTP/1.1 200") == most
+        assert statuses.count(b"HTTP/1.1 429") == 30 - most
+        assert watchers(keyed.server, new_id) == most
     until(lambda: watchers(keyed.server, new_id), 0)
 
 

@@ -402,7 +402,7 @@ def test_a_session_may_expire_again_and_again(server: Server, client: httpx.Clie
 
 
 def test_the_history_of_an_expired_session_is_out_of_reach(start: Start, own_url: str) -> None:
-    with start(own_url, history=5) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, history=5) as server, server.client() as client:
         for number in range(1, 4):
             save(client, "one", f"secret {number}", expires_in_seconds=60)
         server.clock.advance(seconds=60)
@@ -528,13 +528,13 @@ def test_a_touch_that_is_sent_again_shows_no_state_of_an_idle_session(
 
 def test_the_setting_may_change_at_any_time(start: Start, own_url: str) -> None:
     clock = SettableClock()
-    with start(own_url, clock=clock) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock) as server, server.client() as client:
         save(client, "one", STATE)
     clock.advance(seconds=3600)
-    with start(own_url, clock=clock) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock) as server, server.client() as client:
         assert is_there(client, "one")
     settings = {"idle_expiry_seconds": 3601}
-    with start(own_url, clock=clock, **settings) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, **settings) as server, server.client() as client:
         assert is_there(client, "one")
         clock.advance(seconds=1)
         assert not is_there(client, "one")
@@ -549,7 +549,7 @@ def test_the_setting_may_change_at_any_time(start: Start, own_url: str) -> None:
 def test_an_expiry_beyond_the_calendar_is_its_end(start: Start, own_url: str, now: datetime) -> None:
     clock = SettableClock()
     clock.now = now
-    with start(own_url, clock=clock, history=2) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, history=2) as server, server.client() as client:
         created = save(client, "one", STATE, expires_in_seconds=MAX_EXPIRES_IN)
         assert created.status_code == 201
         assert created.json()["expires_at"] == "9999-12-31T23:59:59.999999Z"
@@ -570,7 +570,7 @@ def test_an_idle_time_longer_than_the_calendar(start: Start, own_url: str, now: 
     clock = SettableClock()
     clock.now = now + timedelta(seconds=60)
     settings = {"idle_expiry_seconds": MAX_EXPIRES_IN}
-    with start(own_url, clock=clock, **settings) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, **settings) as server, server.client() as client:
         assert save(client, "one", STATE).status_code == 201
         assert put(client, "one").status_code == 200
         assert is_there(client, "one")

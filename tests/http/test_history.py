@@ -442,10 +442,10 @@ def test_a_state_comes_back_byte_for_byte(client: httpx.Client, new_id: str, sta
 
 def test_a_state_over_a_new_limit_can_be_restored(start: Start, own_url: str) -> None:
     """It was accepted once; a limit is no reason to lose it."""
-    with start(own_url, history=3) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, history=3) as server, server.client() as client:
         save(client, "one", "x" * 1000)
         save(client, "one", "short")
-    with start(own_url, history=3, max_state_bytes=600) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, history=3, max_state_bytes=600) as server, server.client() as client:
         assert restore(client, "one", 1).status_code == 200
         assert load(client, "one")["chat_state"] == "x" * 1000
 
@@ -454,7 +454,7 @@ def test_a_state_over_a_new_limit_can_be_restored(start: Start, own_url: str) ->
 
 
 def test_without_a_history_the_current_version_is_there_alone(start: Start, own_url: str) -> None:
-    with start(own_url) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url) as server, server.client() as client:
         tags = write(client, "one", 3)
         answer = client.get(f"{SESSIONS}/one/versions")
         assert [row["version"] for row in answer.json()["versions"]] == [3]
@@ -476,19 +476,19 @@ def test_a_history_that_is_turned_off_and_on_again(start: Start, own_url: str) -
         assert numbers == sorted(numbers, reverse=True)
         return {number: version(client, "one", number).json()["chat_state"] for number in numbers}
 
-    with start(own_url, clock=clock, history=3) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, history=3) as server, server.client() as client:
         write(client, "one", 4)
         assert states(client) == {4: "state 4", 3: "state 3", 2: "state 2"}
-    with start(own_url, clock=clock) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock) as server, server.client() as client:
         assert states(client) == {4: "state 4", 3: "state 3", 2: "state 2"}
         save(client, "one", "state 5")
         assert states(client)[5] == "state 5"
         assert restore(client, "one", 2).json()["version"] == 6
         assert (versions(client, "one")[0], load(client, "one")["chat_state"]) == (6, "state 2")
-    with start(own_url, clock=clock, history=3) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, history=3) as server, server.client() as client:
         save(client, "one", "state 7")
         assert states(client) == {7: "state 7", 6: "state 2"}
-    with start(own_url, clock=clock, history=1) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, history=1) as server, server.client() as client:
         save(client, "one", "state 8")
         assert states(client) == {8: "state 8"}
         client.delete(f"{SESSIONS}/one")

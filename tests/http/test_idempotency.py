@@ -362,7 +362,7 @@ def test_a_refused_body_is_not_remembered(
 
 
 def test_a_write_that_needs_a_precondition_needs_it_with_a_key_too(start: Start, own_url: str) -> None:
-    with start(own_url, require_preconditions=True) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, require_preconditions=True) as server, server.client() as client:
         assert_problem(send(client, "create", "one", KEYED), 428, "precondition_required")
         first = send(client, "create", "one", {**KEYED, "If-None-Match": "*"})
         assert_works_now(first)
@@ -489,7 +489,7 @@ def brief_of(replay: httpx.Response) -> httpx.Response:
 
 @edits
 def test_a_retried_edit_shows_its_state_as_long_as_it_is_in_the_history(start: Start, own_url: str, name: str) -> None:
-    with start(own_url, history=3) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, history=3) as server, server.client() as client:
         prepare(client, name, "one")
         first = send(client, name, "one", KEYED | PREFERRED)
         for number in range(2):
@@ -506,11 +506,11 @@ def test_a_retried_edit_shows_its_state_as_long_as_it_is_in_the_history(start: S
 def test_keys_are_remembered_over_a_restart(start: Start, own_url: str) -> None:
     clock = SettableClock()
     firsts = {}
-    with start(own_url, clock=clock) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock) as server, server.client() as client:
         for name in WRITES:
             prepare(client, name, f"id of {name}".replace(" ", "_"))
             firsts[name] = send(client, name, f"id of {name}".replace(" ", "_"), KEYED)
     clock.advance(seconds=3600 - 600)
-    with start(own_url, clock=clock, history=3) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock, history=3) as server, server.client() as client:
         for name, first in firsts.items():
             assert_replay(send(client, name, f"id of {name}".replace(" ", "_"), KEYED), first)

@@ -101,7 +101,7 @@ def test_with_its_state_if_it_is_asked_for(client: httpx.Client, new_id: str, or
 
 
 def test_an_empty_store_has_an_empty_list(start: Start, own_url: str) -> None:
-    with start(own_url) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url) as server, server.client() as client:
         for parameters in ({}, {"order": "id"}, {"include": "chat_state"}, {"prefix": "a", "active_after": START}):
             answer = client.get(SESSIONS, params=parameters)
             assert (answer.status_code, answer.json()) == (200, {"sessions": [], "next_cursor": None})
@@ -467,7 +467,7 @@ def test_a_plus_that_is_not_encoded_is_refused(client: httpx.Client) -> None:
 def test_links_lead_to_where_the_application_is_mounted(serve: Serve, tmp_path: Path, prefix: str) -> None:
     chatstate = create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"), history=3)
     app = Starlette(routes=[Mount(prefix, chatstate)], lifespan=chatstate.lifespan)
-    with serve(app) as server, httpx.Client(base_url=server.base_url) as client:
+    with serve(app) as server, server.client() as client:
         mounted = quote(prefix)
         for number in range(3):
             body = {"user_session_id": f"a/{number}", "chat_state": "state"}

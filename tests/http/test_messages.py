@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -18,14 +18,28 @@ from chatstate.http.channels import MOST_TEXT
 from chatstate.inbox import MOST_WAITING
 from tests.http.conftest import Server, SettableClock, Start
 from tests.http.credentials import UNLIMITED, bearer, claims_of, key_id_of, make_key, signer_of
-from tests.http.event_stream import Event, listening
+from tests.http.event_stream import Event, EventStream, listening
 
 SECONDS = 20.0
 
 
+SLOWLY = "slowly"
+
+read = threading.Event()
+"""Set when a reply to that can go on."""
+
+
 async def count(turn: Turn) -> None:
     turn.state["count"] = turn.state.get("count", 0) + 1
-    await turn.reply(f"{turn.state['count']}: {turn.message.text}")
+    await turn.reply(slowly() if turn.message.text == SLOWLY else f"{turn.state['count']}: {turn.message.text}")
+
+
+async def slowly() -> AsyncIterator[str]:
+    yield "being "
+    yield "written"
+    while not read.is_set():  # noqa: ASYNC110 - another thread does it
+        await asyncio.sleep(0.01)
+    yield " no more"
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +80,33 @@ def test_a_message_that_is_sent_again_is_known(client: httpx.Client, new_id: str
     assert answered(client, new_id, 2)["count"] == 2
 
 
-def test_the_answer_is_told_by_the_change_feed(server: Server, client: httpx.Client, new_id: str) -> None:
-    with listening(server.port, f"{new_id}/events") as events:
-        absent = events.next()
-        say(client, new_id, "m1")
-        told: list[Event] = []
-        while not told or told[-1].name != "state":
-            event = events.next()
-            assert event
-            told.append(event)
-    assert absent
-    assert absent.name == "absent"
-    assert (told[0].name, told[0].data) == ("reply", {"id": "m1.1", "text": "", "continues": False})
-    assert told[0].id is None  # whoever comes back asks for states
-    assert json.decode(told[-1].state)["count"] == 1
+def test_the_answer_is_told_by_the_change_feed_of_each_server_as_it_is_written(
+    server: Server, client: httpx.Client, new_id: str
+) -> None:
+    read.clear()
+    with ExitStack() as stack:
+        streams = [stack.enter_context(listening(server.port, f"{new_id}/events")) for _ in range(2)]
+        assert [event.name for stream in streams if (event := stream.next())] == ["absent", "absent"]
+        say(client, new_id, "m1", SLOWLY)
+        told = [events_until(stream, lambda event: event.data["text"].endswith("written")) for stream in streams]
+        read.set()
+        for stream, events in zip(streams, told, strict=True):
+            assert {event.name for event in events} == {"reply"}
+            assert {event.data["id"] for event in events} == {"m1.1"}
+            assert not events[0].data["continues"]
+            assert "".join(event.data["text"] for event in events) == "being written"
+            assert all(event.id is None for event in events)  # whoever comes back asks for states
+            *_, last = events_until(stream, lambda event: event.name == "state")
+            assert json.decode(last.state)["count"] == 1
+
+
+def events_until(stream: EventStream, is_last: Callable[[Event], bool]) -> list[Event]:
+    events: list[Event] = []
+    while not events or not is_last(events[-1]):
+        event = stream.next()
+        assert event
+        events.append(event)
+    return events
 
 
 @pytest.mark.parametrize(
@@ -110,7 +137,7 @@ def test_a_lone_surrogate_is_refused(client: httpx.Client, new_id: str) -> None:
 
 
 def test_a_server_without_a_bot_says_so(start: Start, own_url: str) -> None:
-    with start(own_url) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url) as server, server.client() as client:
         answer = say(client, "s", "m1")
         assert (answer.status_code, answer.json()["code"]) == (404, "bot_not_found")
         assert "--bot" in answer.json()["detail"]
@@ -122,7 +149,7 @@ def test_a_token_is_for_its_own_session(start: Start, own_url: str) -> None:
     signer = asyncio.run(signer_of(own_url, clock.now))
     with (
         start(own_url, clock=clock, bot=count, rates=UNLIMITED) as server,
-        httpx.Client(base_url=server.base_url) as client,
+        server.client() as client,
     ):
         own = bearer(signer.sign(claims_of("mine", clock.now, key_id_of(key), verbs=("read", "write"))))
         read_only = bearer(signer.sign(claims_of("mine", clock.now, key_id_of(key), verbs=("read",))))
@@ -148,7 +175,7 @@ def busy(start: Start, url: str) -> Iterator[Server]:
 
 
 def test_deleting_a_session_erases_what_waits_for_it(start: Start, own_url: str) -> None:
-    with busy(start, own_url) as server, httpx.Client(base_url=server.base_url, timeout=SECONDS) as client:
+    with busy(start, own_url) as server, server.client(timeout=SECONDS) as client:
         assert say(client, "s", "m1", "a canary").status_code == 202
         waiting = client.get("/chat-state-sessions/s/export").json()["waiting_messages"]
         assert ("a canary" in waiting[0]["document"], waiting[0]["status"]) == (True, "pending")
@@ -159,7 +186,7 @@ def test_deleting_a_session_erases_what_waits_for_it(start: Start, own_url: str)
 
 
 def test_only_so_many_messages_wait(start: Start, own_url: str) -> None:
-    with busy(start, own_url) as server, httpx.Client(base_url=server.base_url, timeout=SECONDS) as client:
+    with busy(start, own_url) as server, server.client(timeout=SECONDS) as client:
         statuses = [say(client, "s", f"m{number}").status_code for number in range(MOST_WAITING + 1)]
         assert statuses == [202] * MOST_WAITING + [429]
         assert say(client, "other", "m").status_code == 202

@@ -49,7 +49,7 @@ def client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
     path = tmp_path_factory.mktemp("openapi") / "chatstate.db"
     with (
         serve(create_app(create_store(f"sqlite:///{path}"))) as server,
-        httpx.Client(base_url=server.base_url) as client,
+        server.client() as client,
     ):
         yield client
 
@@ -300,7 +300,7 @@ def _send(client: httpx.Client, call: Call) -> httpx.Response:
 def test_the_curl_lines_of_the_page_work(serve: Serve, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/chatstate.db"
     app = create_app(create_store(url), bot=echo, whatsapp=ACCOUNT)
-    with serve(app) as server, httpx.Client(base_url=server.base_url) as client:
+    with serve(app) as server, server.client() as client:
         app.end_streams()  # an answer that has no end cannot be waited for
         calls = _calls(client.get("/docs").text)
         before = ("save", "create_visit")
@@ -446,7 +446,7 @@ def keyed(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ke
     rates = Rates(per_key=0, per_session=0, per_address=0, failures_per_minute=0)
     with (
         serve(create_app(create_store(url), rates=rates, bot=echo, whatsapp=ACCOUNT)) as server,
-        httpx.Client(base_url=server.base_url) as client,
+        server.client() as client,
     ):
         server.app.end_streams()  # an answer that has no end cannot be waited for
         yield Keyed(client, *keys)
@@ -543,7 +543,7 @@ def test_a_mounted_application_describes_itself_where_it_is_mounted(serve: Serve
     mounted = create_app(create_store(f"sqlite:///{tmp_path}/chatstate.db"))
     with (
         serve(Starlette(routes=[Mount("/bot", mounted)], lifespan=mounted.lifespan)) as server,
-        httpx.Client(base_url=server.base_url) as client,
+        server.client() as client,
     ):
         assert client.get("/bot/openapi.json").json()["servers"] == [{"url": f"{server.base_url}/bot"}]
         assert f"curl {server.base_url}/bot/healthz\n" in Page(client.get("/bot/docs").text).text

@@ -414,9 +414,9 @@ def test_the_body_is_bounded(client: httpx.Client, new_id: str, kind: str) -> No
 
 
 def test_a_state_that_is_over_a_new_limit_cannot_grow_but_shrink(start: Start, own_url: str) -> None:
-    with start(own_url) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url) as server, server.client() as client:
         save(client, "large", json.dumps({"a": "x" * 1000, "b": "y" * 1000}))
-    with start(own_url, max_state_bytes=600) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, max_state_bytes=600) as server, server.client() as client:
         assert len(state_of(client, "large")) > 2000, "what is there is served"
         for change in ({"c": 1}, {"a": None}, {}):
             assert_problem(patch(client, "large", MERGE, change), 413, "too_large")

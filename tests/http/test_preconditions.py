@@ -389,7 +389,7 @@ def test_other_failures_show_no_session(client: httpx.Client, new_id: str, metho
 
 def test_a_write_without_a_precondition_may_be_refused(start: Start, own_url: str) -> None:
     """The setting CHATSTATE_REQUIRE_PRECONDITIONS; reads need none."""
-    with start(own_url, require_preconditions=True) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, require_preconditions=True) as server, server.client() as client:
         for method in WRITES:
             assert_required(write(client, method, "one", None))
         tag = save(client, "one", headers={"If-None-Match": "*"}).headers["etag"]
@@ -466,7 +466,7 @@ def test_no_acknowledged_append_is_lost(server: Server, client: httpx.Client, ne
     save(client, new_id, "[]")
 
     def append_25(writer: int) -> list[str]:
-        with httpx.Client(base_url=server.base_url) as own:
+        with server.client() as own:
             return [entry for number in range(25) if append(own, new_id, entry := f"{writer}-{number}")]
 
     acknowledged = at_once([lambda writer=writer: append_25(writer) for writer in range(8)])  # type: ignore[misc]

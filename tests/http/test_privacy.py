@@ -170,7 +170,7 @@ async def test_an_export_that_breaks_off_is_no_whole_one(
     url = await own_postgres.create_database()
     with serve(create_app(create_store(url), history=20)) as server:
         state = json.dumps({"text": "x" * 1_000_000})
-        with httpx.Client(base_url=server.base_url, timeout=20) as client:
+        with server.client(timeout=20) as client:
             for _ in range(20):
                 save(client, new_id, state)
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -214,7 +214,7 @@ def linked(start: Start, own_url: str) -> Iterator[httpx.Client]:
     answered, and one waits."""
     with (
         start(own_url, bot=moody, whatsapp=ACCOUNT) as server,
-        httpx.Client(base_url=server.base_url, timeout=20) as client,
+        server.client(timeout=20) as client,
     ):
         save(client, "web")
         visit(client, "web", user_id="ada")
@@ -297,7 +297,7 @@ def test_messages_alone_are_something_to_take_out_and_to_erase(start: Start, own
     """As when a bot has never come to answer them."""
     with (
         start(own_url, bot=moody) as server,
-        httpx.Client(base_url=server.base_url, timeout=20) as client,
+        server.client(timeout=20) as client,
     ):
         body = {"id": "m1", "text": "What only fails"}
         assert client.post(f"{SESSIONS}/web/messages", json=body).status_code == 202
@@ -333,7 +333,7 @@ def test_a_delete_whose_precondition_fails_erases_nothing(client: httpx.Client, 
 
 
 def test_visits_can_be_kept(start: Start, own_url: str, new_id: str) -> None:
-    with start(own_url, keep_visits=True) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, keep_visits=True) as server, server.client() as client:
         save(client, new_id)
         made = visit(client, new_id)
         assert client.delete(f"{SESSIONS}/{new_id}").status_code == 200
@@ -410,7 +410,7 @@ def test_nothing_is_kept_for_longer_than_the_retention(start: Start, own_url: st
     clock = SettableClock()
     with (
         start(own_url, clock=clock, retention_days=30, idle_expiry_seconds=90 * 86400) as server,
-        httpx.Client(base_url=server.base_url) as client,
+        server.client() as client,
     ):
         save(client, new_id)
         made = visit(client, new_id)

@@ -129,7 +129,7 @@ def test_expiry_aborts_no_write(start: Start, own_url: str) -> None:
     """Sessions expire and are swept while they are written to: every save is accepted, and each is there afterwards."""
     clock = SettableClock()
     ids = [f"session_{number}" for number in range(10)]
-    with start(own_url, clock=clock) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, clock=clock) as server, server.client() as client:
 
         def save_soon_expired(name: str) -> int:
             body = {"user_session_id": name, "chat_state": "{}", "expires_in_seconds": 1}
@@ -179,7 +179,7 @@ def test_a_deletion_leaves_no_state_anywhere(start: Start, own_url: str) -> None
         rows = [row for row in everything(own_url).splitlines() if not row.lstrip("('").startswith(_KEYS)]
         return any(secret in row or SEALED in row for row in rows)
 
-    with start(own_url, history=5) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, history=5) as server, server.client() as client:
         keys = iter(f"key {number}" for number in range(10))
 
         def keyed(method: str, path: str, body: Any, kind: str = "application/json") -> None:

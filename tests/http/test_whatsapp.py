@@ -86,7 +86,7 @@ def fresh(start: Start, own_url: str) -> Iterator[httpx.Client]:
     """A server of this test's own."""
     with (
         start(own_url, bot=count, whatsapp=ACCOUNT) as server,
-        httpx.Client(base_url=server.base_url, timeout=SECONDS) as client,
+        server.client(timeout=SECONDS) as client,
     ):
         yield client
 
@@ -134,7 +134,7 @@ def test_what_is_signed_but_no_delivery_is_no_error_of_ours(client: httpx.Client
 
 
 def test_a_route_without_a_secret_is_closed(start: Start, own_url: str) -> None:
-    with start(own_url, bot=count) as server, httpx.Client(base_url=server.base_url) as client:
+    with start(own_url, bot=count) as server, server.client() as client:
         body = json.encode(delivery(text_message("wamid.1")))
         for secret in ("", SECRET):
             assert post(client, body, **{"X-Hub-Signature-256": sign(body, secret)}).status_code == 404

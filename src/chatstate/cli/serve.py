@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import click
@@ -27,6 +29,7 @@ from chatstate.errors import InvalidSetting, KeysRequired, StartError
 from chatstate.http import audit
 from chatstate.http.app import ChatState, create_app
 from chatstate.http.gate import Rates
+from chatstate.http.processes import Child, Parent
 from chatstate.http.server import bind, run
 from chatstate.http.whatsapp import WEBHOOK
 from chatstate.keys import FIRST_KEY
@@ -45,19 +48,48 @@ def start(flags: Mapping[str, Any]) -> None:
     with mistakes_explained():
         settings = settings_of(flags)
         store = store_of(settings, owner=True)
-        bot = _bot(settings.bot)
+        _check_workers(settings, store)
         sockets = bind(LOOPBACK.get(settings.host, (settings.host,)), settings.port)
-        app = _app(store, settings, bot)
-
-        async def greet() -> None:
-            click.echo(_banner(settings, app.access, await store.status(), create_key_command(flags)))
-
-        try:
-            run(app, sockets, greet, max_connections=settings.max_connections)
-        except KeysRequired as error:
-            mends = create_key_command(flags)
-            raise StartError(f"{error.message} Create one, then start again:\n\n  {mends}\n") from None
+        if settings.workers == 1:
+            _serve(settings, store, sockets, flags)
+        elif status := Parent(settings.workers, lambda child: _work(settings, sockets, flags, child)).run():
+            sys.exit(status)
         click.echo("Stopped; everything that was accepted has been answered.")
+
+
+def _check_workers(settings: Settings, store: Store) -> None:
+    if settings.workers > 1 and store.is_exclusive:
+        raise InvalidSetting(
+            "A SQLite file has one process that serves it. Leave --workers away, or use PostgreSQL: --store "
+            "postgresql://user:password@host/database (docs/howto/move-and-back-up.md has how to take the data along)"
+        )
+    if settings.workers > 1 and not hasattr(os, "fork"):
+        raise InvalidSetting("This system cannot fork processes. Start several servers, on a --port each.")
+
+
+def _work(settings: Settings, sockets: list[socket], flags: Mapping[str, Any], child: Child) -> None:
+    """What one of several processes does."""
+    with mistakes_explained():
+        _serve(settings, store_of(settings, owner=True), sockets, flags, child)
+
+
+def _serve(
+    settings: Settings, store: Store, sockets: list[socket], flags: Mapping[str, Any], child: Child | None = None
+) -> None:
+    app = _app(store, settings, _bot(settings.bot))
+
+    async def greet() -> None:
+        if child is None or child.is_first:
+            click.echo(_banner(settings, app.access, await store.status(), create_key_command(flags)))
+        if child:
+            child.started()
+
+    parent = child.parent if child else None
+    try:
+        run(app, sockets, greet, max_connections=settings.max_connections, parent=parent)
+    except KeysRequired as error:
+        mends = create_key_command(flags)
+        raise StartError(f"{error.message} Create one, then start again:\n\n  {mends}\n") from None
 
 
 def _app(store: Store, settings: Settings, bot: Bot | None) -> ChatState:
@@ -154,7 +186,7 @@ chatstate {__version__} listens on {url}
   store       {status.store}
   durability  {status.durability}
   access      {_ACCESS[mode].format(create_key=create_key)}
-{_answering(settings, url)}{_kept(settings)}  reference   {url}/docs
+{_workers(settings)}{_answering(settings, url)}{_kept(settings)}  reference   {url}/docs
 {_chat_page(settings, mode, url)}{_warnings(settings, access)}
 Try it:
 
@@ -164,6 +196,12 @@ Try it:
 
 Stop with Ctrl+C.
 """
+
+
+def _workers(settings: Settings) -> str:
+    if settings.workers == 1:
+        return ""
+    return f"  workers     {settings.workers} processes; limits of rates and connections are those of each\n"
 
 
 def _answering(settings: Settings, url: str) -> str:

@@ -81,13 +81,15 @@ def run(
     started: Callable[[], Awaitable[None]],
     *,
     max_connections: int = HttpProtocol.MAX_CONNECTIONS,
+    parent: int | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; then take no new connection, answer what was accepted, and close the store.
 
     A second signal ends the process at once, as SIGKILL would; what was acknowledged is safe then, too.
 
     `started` is called once requests are being answered. Of more than `max_connections` the further ones are refused,
-    and of fewer, if the process may not open as many files. Raises `StartError` when the store cannot be opened.
+    and of fewer, if the process may not open as many files. `parent` is a file whose end counts as a SIGTERM. Raises
+    `StartError` when the store cannot be opened.
     """
 
     class Bounded(HttpProtocol):
@@ -106,7 +108,7 @@ def run(
         timeout_graceful_shutdown=SHUTDOWN_SECONDS + 5,  # the last resort, after the protocol's own
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_serve(app, _Server(config, started), sockets))
+        runner.run(_serve(app, _Server(config, started, parent), sockets))
 
 
 def allow_files_for(connections: int) -> int:
@@ -140,15 +142,24 @@ async def _serve(app: Application, server: uvicorn.Server, sockets: list[socket.
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], Awaitable[None]], parent: int | None = None
+    ) -> None:
         super().__init__(config)
         self._when_started = started
+        self._parent = parent
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         gc.collect()
         gc.freeze()  # what is there now stays: no collection needs to look at it again, while requests wait
+        if self._parent is not None:
+            asyncio.get_running_loop().add_reader(self._parent, self._parent_gone, self._parent)
         await self._when_started()
+
+    def _parent_gone(self, parent: int) -> None:
+        asyncio.get_running_loop().remove_reader(parent)
+        self.handle_exit(signal.SIGTERM, None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

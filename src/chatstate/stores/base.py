@@ -48,6 +48,7 @@ from chatstate.visit import UserSessionQuery, Visit, VisitOutcome, VisitQuery, V
 
 if TYPE_CHECKING:
     from chatstate.stores.feed import Changed, Feed
+    from chatstate.stores.replies import Sealing, Written
 
 AnyWrite = Write | VisitWrite | RecordWrite | MailWrite | Rewrite
 """A write of any collection."""
@@ -157,13 +158,17 @@ class Store(ABC):
         """The rows that the query asks for, in its order, as of some moment during the call."""
 
     @abstractmethod
-    def watch(self, changed: Changed) -> Feed:
+    def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
         """A feed that calls `changed` with the id of each session that it follows and that may have changed; with None
         when any of them may have.
 
         Writes that this store has committed, also when their outcome is unknown, are told of before `commit` returns;
         those of other servers soon after, if the store has a way to hear of them: such hints may be lost. The store is
         open.
+
+        written  is told how far replies to sessions that are followed are which other servers are writing, if the store
+                 has a way to hear of them
+        sealing  how their texts are sealed on the way
         """
 
     @abstractmethod

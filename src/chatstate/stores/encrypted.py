@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -33,6 +34,7 @@ from chatstate.model import (
 from chatstate.record import PutRecord, Record, RecordQuery
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed
+from chatstate.stores.replies import Sealing, Written
 
 _WITNESS = ("encryption", "witness")
 """The collection and the key of a record that only lies there as all the rest does."""
@@ -42,6 +44,9 @@ STATES = "chat_state"
 
 INBOX, OUTBOX = "inbox", "outbox"
 """Those of messages."""
+
+_REPLIES = "replies"
+"""That of texts which are on their way to other servers, and are kept nowhere."""
 
 _ALARM_SECONDS = 60.0
 """How often at most the log says that states cannot be read."""
@@ -60,6 +65,7 @@ class EncryptedStore(Store):
         self.is_exclusive = store.is_exclusive
         self._clock = clock
         self._alarmed: dict[str, float] = {}
+        self._sealing = Sealing(partial(ring.seal, _REPLIES), partial(ring.open, _REPLIES))
 
     async def open(self) -> None:
         await self.inner.open()
@@ -79,8 +85,8 @@ class EncryptedStore(Store):
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         return await self.inner.sweep(now, retention, after, limit)
 
-    def watch(self, changed: Changed) -> Feed:
-        return self.inner.watch(changed)
+    def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
+        return self.inner.watch(changed, written, sealing or self._sealing)
 
     async def load(
         self, ids: Sequence[str], now: datetime, retention: Retention = KEEP

@@ -69,6 +69,7 @@ from chatstate.stores.postgres_connection import (
 from chatstate.stores.postgres_hints import PostgresHints
 from chatstate.stores.postgres_schema import Schema, inspect, migrate, script
 from chatstate.stores.postgres_sessions import moment, parameters
+from chatstate.stores.replies import Sealing, Written
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 _TRIES = 5
@@ -367,11 +368,11 @@ class PostgresStore(Store):
             return self._statement("remembered"), given, lambda row: Remembered(*row)
         return self._statement("recall"), sessions.recalled([query]), sessions.replay
 
-    def watch(self, changed: Changed) -> Feed:
+    def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
         # LISTEN is for a connection that is one's own, and the only one that there may be is not.
         if not self._facts.through_pooler and self._url.pool_size > 1:
             self._hints.listen(partial(acquired, self._open_pool), self._facts.schema)
-        return self._hints.feed(changed)
+        return self._hints.feed(changed, written, sealing)
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         if after is None and not self._table.finds_expired:

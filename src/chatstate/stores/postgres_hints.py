@@ -3,6 +3,8 @@
 A NOTIFY costs a commit, in which PostgreSQL lets no other one pass. So a server tells of its writes only while another
 one follows sessions, which that one says every few seconds; and what was written while one NOTIFY was on its way goes
 together with the next. Sessions are named by digests: a notification has room for 8000 bytes, and no ids in it.
+
+Replies that are being written go the same way (`chatstate.stores.replies`).
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from hashlib import blake2b
 from typing import Any
 
 from chatstate.errors import StoreError
-from chatstate.stores.feed import Hints
+from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.stores.postgres_connection import DRIVER_ERRORS
+from chatstate.stores.replies import IN_THE_CLEAR, REPEAT_SECONDS, Replies, Sealing, Written
 
 CHANNEL = "chatstate"
 
@@ -35,8 +38,9 @@ _MOST_DIGESTS = 400
 _MOST_PENDING = 20_000
 """From how many sessions on they are not named one by one."""
 
-_HELLO, _FOLLOWING, _CHANGED, _ANY = "hello", "following", "changed ", "any"
-"""What is said: a server has begun to listen; one follows sessions; these may have changed; any may have."""
+_HELLO, _FOLLOWING, _CHANGED, _ANY, _REPLIES = "hello", "following", "changed ", "any", "replies "
+"""What is said: a server has begun to listen; one follows sessions; these may have changed; any may have; about replies
+that are being written."""
 
 _NOTIFY = "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message"
 
@@ -58,6 +62,7 @@ class PostgresHints(Hints):
         self._pending: set[str] = set()
         self._pending_any = False
         self._followed_until = float("-inf")  # until when another server is taken to follow something
+        self._replies = Replies(self._by_digest.__contains__, self._read)
         self._wake = asyncio.Event()
         self._hears = True  # or nothing has failed yet
         self._task: asyncio.Task[None] | None = None
@@ -92,9 +97,27 @@ class PostgresHints(Hints):
             ids.discard(user_session_id)
             if not ids:
                 del self._by_digest[digest]
+                self._replies.forget(digest)
 
     def _digest(self, user_session_id: str) -> str:
         return blake2b(f"{self._schema}\0{user_session_id}".encode(), digest_size=8).hexdigest()
+
+    def feed(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
+        self._replies.sealing = sealing or IN_THE_CLEAR
+        return super().feed(changed, written, sealing)
+
+    # --- Replies that are being written -------------------------------------------------------------------------------
+
+    def on_write(self, user_session_id: str, reply: str, text: str) -> None:
+        if self._task and self._replies.write(self._digest(user_session_id), reply, text, self._now()):
+            self._wake.set()
+
+    def _read(self, digest: str, reply: str, text: str) -> None:
+        for user_session_id in list(self._by_digest.get(digest, ())):
+            self.give_written(user_session_id, reply, text)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     # --- What is told to others ---------------------------------------------------------------------------------------
 
@@ -104,7 +127,7 @@ class PostgresHints(Hints):
 
     @property
     def _others_follow(self) -> bool:
-        return self._task is not None and asyncio.get_running_loop().time() < self._followed_until
+        return self._task is not None and self._now() < self._followed_until
 
     def give(self, ids: Iterable[str]) -> None:
         changed = list(ids)
@@ -126,6 +149,9 @@ class PostgresHints(Hints):
             messages.append(_CHANGED + " ".join(digests[start : start + _MOST_DIGESTS]))
         self._pending.clear()
         self._pending_any = False
+        self._replies.drop_silent(self._now())
+        if self._others_follow or self._by_digest:
+            messages += [_REPLIES + message.decode() for message in self._replies.messages(self._now())]
         return messages
 
     # --- The connection -----------------------------------------------------------------------------------------------
@@ -162,7 +188,8 @@ class PostgresHints(Hints):
                     # Also when there is nothing to be said: so a connection that is dead is noticed.
                     await connection.execute(_NOTIFY, CHANNEL, self._messages())
                     with suppress(TimeoutError):  # not wait_for: before Python 3.12 it may lose a cancellation
-                        async with asyncio.timeout(FOLLOWING_SECONDS):
+                        seconds = REPEAT_SECONDS if self._replies.are_written else FOLLOWING_SECONDS
+                        async with asyncio.timeout(seconds):
                             await self._wake.wait()
                     self._wake.clear()
             finally:
@@ -178,9 +205,12 @@ class PostgresHints(Hints):
             if not self._others_follow:  # what was written before they were heard, they may have missed
                 self._pending_any = True
                 self._wake.set()
-            self._followed_until = asyncio.get_running_loop().time() + 3 * FOLLOWING_SECONDS
+            self._followed_until = self._now() + 3 * FOLLOWING_SECONDS
         elif message == _ANY:
             self.give_any()
+        elif message.startswith(_REPLIES):
+            if self._replies.hear(message.removeprefix(_REPLIES), self._now()):
+                self._wake.set()
         else:
             digests = message.removeprefix(_CHANGED).split(" ")
             super().give(name for digest in digests for name in list(self._by_digest.get(digest, ())))

@@ -46,6 +46,7 @@ from chatstate.record import RecordQuery, RecordWrite
 from chatstate.stores import sql, sqlite_mailbox, sqlite_records, sqlite_sessions, sqlite_stored, sqlite_visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
+from chatstate.stores.replies import Sealing, Written
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 Result = TypeVar("Result")
@@ -148,7 +149,7 @@ class SQLiteStore(Store):
         with _translated(self._path):
             return await self._writer.run(lambda connection: _commit(connection, writes, retention))
 
-    def watch(self, changed: Changed) -> Feed:
+    def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
         return self._hints.feed(changed)
 
     async def list(self, query: Query) -> Sequence[Row]:

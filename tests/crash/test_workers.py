@@ -1,0 +1,85 @@
+"""`chatstate serve --workers`: several processes on one port, of which any may die."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import POSTGRES_NAMES, database
+from tests.servers.load import History, Load
+from tests.servers.postgres import RunningServers, poll_until
+from tests.servers.process import ServerProcess
+
+SECONDS = 10.0
+KILLS = 3
+
+
+@pytest.fixture
+def server(servers: RunningServers, tmp_path: Path) -> Iterator[ServerProcess]:
+    """Two workers on one of the PostgreSQL servers."""
+    with (
+        database(POSTGRES_NAMES[0], servers, tmp_path) as url,
+        ServerProcess(url, tmp_path, arguments=("--workers", "2")) as server,
+    ):
+        yield server
+
+
+def workers(server: ServerProcess) -> list[psutil.Process]:
+    """Those that are alive, once there are two."""
+    found: list[psutil.Process] = []
+
+    def both() -> bool:
+        found[:] = [child for child in psutil.Process(server.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+        return len(found) == 2
+
+    assert poll_until(both, SECONDS), server.output
+    return found
+
+
+async def test_a_worker_that_is_killed_has_lost_nothing_and_is_replaced(server: ServerProcess) -> None:
+    history = History()
+    rng = random.Random(history.seed)
+    for _ in range(KILLS):
+        async with Load(history, server.port) as load:
+            await load.acknowledgements(rng.randrange(50, 300))
+            victim = rng.choice(workers(server))
+            victim.kill()
+        assert 0 <= load.broken < 16, "the other one answers all the time"
+        assert victim.pid not in [worker.pid for worker in workers(server)]
+        await history.check(server.port)
+    assert server.output.count("been killed by SIGKILL; another one takes its place") == KILLS
+    assert server.terminate() == 0, server.output
+    history.report(f"{KILLS} kills of a worker")
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+async def test_an_orderly_end_of_all_answers_what_was_accepted(number: Signals, server: ServerProcess) -> None:
+    history = History()
+    both = workers(server)
+    async with Load(history, server.port) as load:
+        await load.acknowledgements(150)
+        server.send(number)
+        await load.ended()
+    assert await asyncio.to_thread(server.wait) == 0, server.output
+    assert load.broken == 0
+    assert history.count("unknown") == 0
+    assert not any(worker.is_running() for worker in both)
+    assert server.output.count("everything that was accepted has been answered") == 1
+    assert server.output.count("listens on") == 1
+    assert "workers     2 processes" in server.output
+
+
+def test_workers_whose_parent_is_killed_end_too(server: ServerProcess) -> None:
+    both = workers(server)
+    server.kill()
+    _, alive = psutil.wait_procs(both, SECONDS)
+    assert not alive
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.base_url}/healthz")
