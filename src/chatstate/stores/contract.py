@@ -5,8 +5,10 @@
         await run(check, open_store)
 
 `open_store` is awaited for each store and opens a new one on the same database. A check that does not hold raises
-AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and sessions
-are removed at the end, so the suite may run on a database that holds others. Visits, records and messages stay.
+AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and what a check
+has made is removed at its end, whether it holds or not: the suite may run on a database that holds other rows, and leaves
+them alone. It also sweeps, as of days that have passed long ago; so would any server. `chatstate check-store` runs it
+from the command line.
 """
 
 from __future__ import annotations
@@ -14,14 +16,19 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import cycle, product
 from typing import Any
 
-from chatstate.errors import StoreError, StoreUnavailable, WriteRefused
+from chatstate.errors import ChatStateError, StoreError, StoreUnavailable, WriteRefused
+from chatstate.mailbox import Progress, Settle
+from chatstate.mailbox import REMEMBERED_FOR as MAIL_REMEMBERED_FOR
 from chatstate.model import (
     ABSENT,
     ANYTHING,
+    EARLIEST,
+    KEEP,
     PRESENT,
     Conflict,
     Delete,
@@ -29,11 +36,13 @@ from chatstate.model import (
     Expect,
     Save,
     Session,
+    Shelf,
     Tag,
     Write,
     none_of,
     one_of,
 )
+from chatstate.record import DropRecord
 from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable
 from chatstate.stores.feed_contract import FeedChecks
 from chatstate.stores.mailbox_contract import MailboxChecks
@@ -41,6 +50,7 @@ from chatstate.stores.record_contract import RecordChecks
 from chatstate.stores.stored_contract import StoredChecks
 from chatstate.stores.turn_contract import TurnChecks
 from chatstate.stores.visit_contract import VisitChecks
+from chatstate.visit import EraseVisits
 
 OpenStore = Callable[[], Awaitable[Store]]
 
@@ -103,25 +113,74 @@ def deleting(user_session_id: str, expect: Expect = PRESENT, now: datetime = LAT
 
 
 async def run(check: str, open_store: OpenStore) -> None:
-    """Run one of `CHECKS`."""
-    contract = Contract(open_store, await open_store(), await open_store())
+    """Run one of `CHECKS`, and remove what it has made."""
+    contract = Contract(open_store)
     try:
-        await contract.one.migrate()
-        await contract.other.migrate()
+        await contract.begin()
         await getattr(contract, check)()
-        await contract.one.commit([deleting(user_session_id) for user_session_id in contract.ids])
+        await contract.clear(contract.one)
+    except BaseException:
+        await contract.end()  # first, so that nothing is still on its way when what is there is removed
+        with suppress(ChatStateError, OSError):  # the reason is known, and is not this
+            async with asyncio.timeout(CLEARING_SECONDS):
+                await contract.clear(await contract.open_store())
+        raise
     finally:
-        await contract.one.close()
-        await contract.other.close()
+        await contract.end()
+
+
+CLEARING_SECONDS = 30
+"""How long the rest of a check that has failed may take to be removed."""
+
+CLEARED_AS_OF = NOW + MAIL_REMEMBERED_FOR + timedelta(days=1)
+"""By then everything has come to its end that no write removes: idempotency keys, and messages that are done."""
+
+_ENDING: dict[Shelf, Callable[[tuple[str, ...]], AnyWrite]] = {
+    "records": lambda place: DropRecord(collection=place[0], key=place[1], now=EARLIEST),
+    "inbox": lambda place: Settle(key=place[0], now=NOW),
+    "outbox": lambda place: Progress(key=place[0], now=NOW, status="failed"),
+}
+"""The writes after which what lies on these shelves is gone, or swept."""
 
 
 class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, FeedChecks):
     """The checks, and two stores that they work on."""
 
-    def __init__(self, open_store: OpenStore, one: Store, other: Store) -> None:
-        self.open_store, self.one, self.other = open_store, one, other
+    one: Store
+    other: Store
+
+    def __init__(self, open_store: OpenStore) -> None:
+        self._open_store = open_store
+        self._opened: list[Store] = []
         self.prefix = f"contract-{uuid.uuid4()}-"
         self.ids: set[str] = set()
+
+    async def begin(self) -> None:
+        """Open the two stores."""
+        self.one, self.other = await self.open_store(), await self.open_store()
+        await self.one.migrate()
+        await self.other.migrate()
+
+    async def open_store(self) -> Store:
+        """A further store on the database, which is closed at the end at the latest."""
+        self._opened.append(await self._open_store())
+        return self._opened[-1]
+
+    async def end(self) -> None:
+        """Close all stores."""
+        while self._opened:
+            await self._opened.pop().close()
+
+    async def clear(self, store: Store) -> None:
+        """Remove all that has been made under our ids and our prefix."""
+        ids = sorted(self.ids)
+        await store.commit([deleting(user_session_id) for user_session_id in ids])
+        await store.commit([EraseVisits(user_session_id=user_session_id) for user_session_id in ids])
+        for shelf, ending in _ENDING.items():
+            await store.commit([ending(row.place) for row in await self._lying(shelf, limit=500, store=store)])
+        swept = await store.sweep(CLEARED_AS_OF, KEEP, None, 500)
+        while swept.next is not None:
+            swept = await store.sweep(CLEARED_AS_OF, KEEP, swept.next or None, 500)
 
     def id(self, name: object = "") -> str:
         """An id that nobody else uses."""
@@ -377,7 +436,7 @@ class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredCheck
         await store.close()
 
 
-_NOT_CHECKS = {"id", "commit", "load", "at_once"}
+_NOT_CHECKS = {"begin", "open_store", "end", "clear", "id", "commit", "load", "at_once"}
 
 CHECKS = [
     name

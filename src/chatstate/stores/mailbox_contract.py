@@ -34,6 +34,9 @@ from chatstate.stores.base import AnyWrite, Store, all_readable
 
 NOW = datetime(2025, 10, 2, 10, 0, 0, 123456, UTC)
 SECOND = timedelta(seconds=1)
+LONG_AGO = datetime(1700, 1, 1, tzinfo=UTC)
+"""Before all that others may have in the database: what a sweep as of then removes is ours."""
+
 DOCUMENT = '{"text": "Grüße 😀 \\u0000 \' \\" $1 %s"}'
 
 
@@ -324,12 +327,13 @@ class MailboxChecks:
         assert await self.one.load([self.id()], NOW) == {}
 
     async def messages_that_are_done_are_forgotten_after_eight_days(self) -> None:
-        await self.one.commit([self._receive(key) for key in ("done", "waiting", "aside")])
-        await self.commit(self._settle("done", self._send("left"), self._send("leaving")))
+        then = {"now": LONG_AGO}
+        await self.one.commit([self._receive(key, sent_at=LONG_AGO, **then) for key in ("done", "waiting", "aside")])
+        await self.commit(self._settle("done", self._send("left"), self._send("leaving"), **then))
         await self.commit(self._progress("sent", "left"))
-        aside = Postpone(key=f"{self.prefix}aside", now=NOW, due_at=NOW, tries=5, aside=True)
+        aside = Postpone(key=f"{self.prefix}aside", now=LONG_AGO, due_at=LONG_AGO, tries=5, aside=True)
         await self.commit(aside)
-        end = NOW + REMEMBERED_FOR
+        end = LONG_AGO + REMEMBERED_FOR
         for now, retention, left in (
             (end - timedelta(microseconds=1), KEEP, {"done", "waiting", "aside", "left", "leaving"}),
             (end, KEEP, {"waiting", "aside", "leaving"}),

@@ -43,13 +43,15 @@ class StoredChecks:
         """The outcome of one write by itself."""
         raise NotImplementedError
 
-    async def _lying(self, shelf: Shelf, head: str = "no text begins with this", limit: int = 3) -> list[Stored]:
-        """All texts of the suite on this shelf, page by page."""
+    async def _lying(
+        self, shelf: Shelf, head: str = "no text begins with this", limit: int = 3, store: Store | None = None
+    ) -> list[Stored]:
+        """All texts of this check on this shelf, page by page."""
         found: list[Stored] = []
         after: tuple[str, ...] = (self.prefix,)  # nothing of it comes before
         while True:
             query = StoredQuery(shelf=shelf, head=head, after=after, limit=limit)
-            page = cast(Sequence[Stored], await self.other.list(query))
+            page = cast(Sequence[Stored], await (store or self.other).list(query))
             found += [row for row in page if row.place[0].startswith(self.prefix)]
             if len(page) < limit or not page[-1].place[0].startswith(self.prefix):
                 return found

@@ -1,7 +1,4 @@
-"""The part of the contract suite that is about visits. `chatstate.stores.contract` runs it with the rest.
-
-Those that the suite makes stay, under random ids.
-"""
+"""The part of the contract suite that is about visits. `chatstate.stores.contract` runs it with the rest."""
 
 from __future__ import annotations
 
