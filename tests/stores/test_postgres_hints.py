@@ -286,7 +286,7 @@ async def test_who_may_not_notify_tells_the_log_once_and_loads_nothing_for_it(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each try of the connection was taken for one that works, after which any session may have changed."""
-    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(postgres_hints, "REFUSED_SECONDS", 0.01)
     tries = 0
     enough = asyncio.Event()
     listen = PostgresHints._listen

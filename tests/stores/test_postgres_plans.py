@@ -22,7 +22,7 @@ SAVES = f"{TIME}, NULL, '{{a}}', '{{{uuid.uuid4()}}}', '{{x}}', '{{2025-10-02Z}}
 
 async def plan_of(connection: Any, name: str, values: str, history: int = 0) -> list[str]:
     """The generic plan of the statement, made on tables that are empty, and known to be."""
-    settings = {**session_settings("on"), "plan_cache_mode": "force_generic_plan"}
+    settings = {**session_settings(), "plan_cache_mode": "force_generic_plan"}
     for setting, value in settings.items():
         await connection.execute(f"SET {setting} = '{value}'")
     await connection.execute("VACUUM ANALYZE")
@@ -41,6 +41,8 @@ async def plan_of(connection: Any, name: str, values: str, history: int = 0) -> 
         ("versions", f"{TIME}, NULL, 'a', 5, NULL, false, 10", 0),
         ("sweep", f"{TIME}, 10", 0),
         ("sweep_keys", f"{TIME}, 10", 0),
+        ("sweep_records", f"{TIME}, 10", 0),
+        ("sweep_visits", f"{TIME}, 10", 0),
         ("sweep_page", f"{TIME}, NULL, '', 10", 0),
     ],
 )

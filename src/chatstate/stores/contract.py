@@ -5,10 +5,10 @@
         await run(check, open_store)
 
 `open_store` is awaited for each store and opens a new one on the same database. A check that does not hold raises
-AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and what a check
-has made is removed at its end, whether it holds or not: the suite may run on a database that holds other rows, and leaves
-them alone. It also sweeps, as of days that have passed long ago; so would any server. `chatstate check-store` runs it
-from the command line.
+AssertionError. `CHECKS` names all checks; there are no others, and none may be left out. Ids are random, and what a
+check has made is removed at its end, whether it holds or not: the suite may run on a database that holds other rows,
+and leaves them alone. It also sweeps, as of days that have passed long ago, as any server would. `chatstate
+check-store` runs it from the command line.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from itertools import cycle, product
 from typing import Any
 
 from chatstate.errors import ChatStateError, StoreError, StoreUnavailable, WriteRefused
-from chatstate.mailbox import Progress, Settle
 from chatstate.mailbox import REMEMBERED_FOR as MAIL_REMEMBERED_FOR
+from chatstate.mailbox import Progress, Settle
 from chatstate.model import (
     ABSENT,
     ANYTHING,

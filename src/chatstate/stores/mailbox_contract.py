@@ -327,7 +327,7 @@ class MailboxChecks:
         assert await self.one.load([self.id()], NOW) == {}
 
     async def messages_that_are_done_are_forgotten_after_eight_days(self) -> None:
-        then = {"now": LONG_AGO}
+        then: dict[str, Any] = {"now": LONG_AGO}
         await self.one.commit([self._receive(key, sent_at=LONG_AGO, **then) for key in ("done", "waiting", "aside")])
         await self.commit(self._settle("done", self._send("left"), self._send("leaving"), **then))
         await self.commit(self._progress("sent", "left"))

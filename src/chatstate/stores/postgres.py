@@ -7,11 +7,12 @@ So is one with idempotency keys, which looks first what it remembers of them, an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
@@ -54,15 +55,17 @@ from chatstate.stores import postgres_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.postgres_connection import (
+    FSYNC,
     Connection,
     Facts,
     RolledBack,
+    Sleep,
     acquired,
+    again_when_rolled_back,
     ask_facts,
     close_pool,
     create_pool,
     parse_url,
-    session_settings,
     translated,
     unreachable_explained,
 )
@@ -73,17 +76,25 @@ from chatstate.stores.replies import Sealing, Written
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 _TRIES = 5
-"""How often a batch is tried that a deadlock has undone, or that other writers have overtaken."""
+"""How often a write is tried that other writers have overtaken."""
+
+Result = TypeVar("Result")
 
 _CHANGED_BY_TRIGGER = "A trigger of the database has dropped this write or changed its id. Load before you retry."
 
 
 class PostgresStore(Store):
-    """Sessions in the table `chat_state_sessions` of the database that the URL names."""
+    """Sessions in the table `chat_state_sessions` of the database that the URL names.
 
-    def __init__(self, url: str, pool_size: int | None = None, allow_unsafe: bool = False) -> None:
+    sleep  how the pauses pass before what the database has rolled back is tried again
+    """
+
+    def __init__(
+        self, url: str, pool_size: int | None = None, allow_unsafe: bool = False, sleep: Sleep = asyncio.sleep
+    ) -> None:
         self._url = parse_url(url, pool_size)
         self._allow_unsafe = allow_unsafe
+        self._sleep = sleep
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._facts: Facts  # known once the store is open
         self._schema: Schema | None = None  # none without a table
@@ -98,7 +109,7 @@ class PostgresStore(Store):
             self._pool = await create_pool(self._url, facts)
         self._facts = facts
         if facts.through_pooler:
-            settings = session_settings(facts.synchronous_commit).items()
+            settings = facts.settings.items()
             self._begin = "BEGIN; " + "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings)
         try:
             with unreachable_explained(self._url.place):
@@ -113,7 +124,7 @@ class PostgresStore(Store):
                 f"The database's encoding is {facts.encoding}, which cannot keep every text. Make one that can, "
                 "and move the rows with pg_dump: CREATE DATABASE chatstate ENCODING 'UTF8' TEMPLATE template0;"
             )
-        if not facts.fsync and not self._allow_unsafe:
+        if facts.fsync is False and not self._allow_unsafe:
             raise StoreUnreachable(
                 "PostgreSQL runs with fsync=off: a crash of its machine loses acknowledged writes. Turn fsync on, or "
                 "accept the loss: chatstate serve --allow-unsafe-durability"
@@ -121,8 +132,7 @@ class PostgresStore(Store):
 
     async def _prepare(self) -> None:
         """Look at the table as it is."""
-        async with self._reading() as connection:
-            self._schema = await inspect(connection, self._facts.schema)
+        self._schema = await self._read(lambda connection: inspect(connection, self._facts.schema))
 
     async def close(self) -> None:
         await self._hints.close()
@@ -132,7 +142,7 @@ class PostgresStore(Store):
 
     async def migrate(self) -> list[str]:
         async with acquired(self._open_pool) as connection:
-            applied = await migrate(connection, self._facts.schema)
+            applied = await migrate(connection, self._facts.schema, self._sleep)
         await self._prepare()
         return applied
 
@@ -140,23 +150,26 @@ class PostgresStore(Store):
         return script(self._url.schema or "public", sql.migrations("postgres"))
 
     async def status(self) -> StoreStatus:
-        async with self._reading() as connection:
-            # The table is there, and we may read it.
-            await connection.fetch(self._statement("tags"), *moment(EARLIEST, KEEP), [])
-            fsync, level, read_only = await connection.fetchrow(
-                "SELECT current_setting('fsync')::boolean, current_setting('synchronous_commit'), "
-                "current_setting('transaction_read_only')::boolean"
-            )
+        fsync, level, read_only = await self._read(self._ask_status)
         if read_only:
             raise StoreUnavailable("The database takes no writes (transaction_read_only is on; is it a standby?).")
         pooler = " through a transaction pooler" if self._facts.through_pooler else ""
         return StoreStatus(
-            store=f"PostgreSQL {self._facts.version} at {self._url.place}{pooler}", durability=_durability(fsync, level)
+            store=f"{self._facts.engine} at {self._url.place}{pooler}", durability=_durability(fsync, level)
         )
 
+    async def _ask_status(self, connection: Connection) -> Any:
+        # The table is there, and we may read it.
+        await connection.fetch(self._statement("tags"), *moment(EARLIEST, KEEP), [])
+        (row,) = await connection.fetch(
+            f"SELECT {FSYNC}, current_setting('synchronous_commit', true), "
+            "current_setting('transaction_read_only')::boolean"
+        )
+        return row
+
     async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> dict[str, Session]:
-        async with self._reading() as connection:
-            rows = await connection.fetch(self._statement("load"), *moment(now, retention), ids)
+        statement, given = self._statement("load"), (*moment(now, retention), ids)
+        rows = await self._read(lambda connection: connection.fetch(statement, *given))
         return {row[1]: Session(*row) for row in rows}
 
     async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
@@ -197,18 +210,19 @@ class PostgresStore(Store):
     async def _tried(
         self, explicit: bool, apply: Callable[[Connection], Awaitable[Sequence[Outcome]]]
     ) -> list[Outcome]:
-        """What comes of writes on one connection; again, when a deadlock has undone them.
+        """What comes of writes on one connection; again, when the database has undone them.
 
         explicit  whether they are several statements
         """
-        for _ in range(_TRIES):
-            with suppress(RolledBack):
-                async with (
-                    acquired(self._open_pool) as connection,
-                    self._unit(connection, explicit or self._facts.through_pooler),
-                ):
-                    return [*await apply(connection)]
-        raise RolledBack
+
+        async def once() -> list[Outcome]:
+            async with (
+                acquired(self._open_pool) as connection,
+                self._unit(connection, explicit or self._facts.through_pooler),
+            ):
+                return [*await apply(connection)]
+
+        return await self._again(once)
 
     async def _alone(self, commit: Awaitable[list[Outcome]]) -> Outcome:
         """What becomes of the one write that is committed."""
@@ -240,10 +254,7 @@ class PostgresStore(Store):
         self, writes: Sequence[Write], earlier: dict[str, Outcome], retention: Retention
     ) -> dict[str, Outcome]:
         """Try the writes, in the order of their ids, knowing what earlier attempts have run into."""
-        for _ in range(_TRIES):
-            with suppress(RolledBack):
-                return await self._run(writes, earlier, retention)
-        raise RolledBack
+        return await self._again(lambda: self._run(writes, earlier, retention))
 
     async def _run(
         self, writes: Sequence[Write], earlier: dict[str, Outcome], retention: Retention
@@ -325,11 +336,15 @@ class PostgresStore(Store):
         ids = [write.user_session_id for write in losers]
         shown = [write.user_session_id for write in losers if isinstance(write, Save) and write.show_current]
         when = moment(max(write.now for write in losers), retention)
+
+        async def look(connection: Connection) -> tuple[dict[str, Outcome], Sequence[Any], Sequence[Any]]:
+            replays = await self._replays(connection, [write for write in losers if write.once])
+            loaded = await connection.fetch(self._statement("load"), *when, shown) if shown else []
+            rows = await connection.fetch(self._statement("tags"), *when, ids) if len(shown) < len(ids) else []
+            return replays, loaded, rows
+
         try:
-            async with self._reading() as connection:
-                replays = await self._replays(connection, [write for write in losers if write.once])
-                loaded = await connection.fetch(self._statement("load"), *when, shown) if shown else []
-                rows = await connection.fetch(self._statement("tags"), *when, ids) if len(shown) < len(ids) else []
+            replays, loaded, rows = await self._read(look)
         except StoreError as error:
             return dict.fromkeys(ids, error)
         found = {row[0]: Conflict(Tag(row[1], row[2])) for row in rows}
@@ -337,19 +352,21 @@ class PostgresStore(Store):
         return {user_session_id: found.get(user_session_id, Conflict(None)) for user_session_id in ids} | replays
 
     async def list(self, query: Query) -> Sequence[Row]:
-        async with self._reading() as connection:
-            if isinstance(query, VisitQuery):
-                return await postgres_visits.visits(connection, self._table, query)
-            if isinstance(query, UserSessionQuery):
-                return await postgres_visits.user_sessions(connection, self._table, query)
-            if isinstance(query, RecordQuery):
-                return await postgres_records.records(connection, self._table, query)
-            if isinstance(query, MailQuery):
-                return await postgres_mailbox.mail(connection, self._table, query)
-            if isinstance(query, StoredQuery):
-                return await postgres_stored.stored(connection, self._table, query)
-            statement, given, read = self._listing(query)
-            return [read(row) for row in await connection.fetch(statement, *given)]
+        return await self._read(lambda connection: self._found(connection, query))
+
+    async def _found(self, connection: Connection, query: Query) -> Sequence[Row]:
+        if isinstance(query, VisitQuery):
+            return await postgres_visits.visits(connection, self._table, query)
+        if isinstance(query, UserSessionQuery):
+            return await postgres_visits.user_sessions(connection, self._table, query)
+        if isinstance(query, RecordQuery):
+            return await postgres_records.records(connection, self._table, query)
+        if isinstance(query, MailQuery):
+            return await postgres_mailbox.mail(connection, self._table, query)
+        if isinstance(query, StoredQuery):
+            return await postgres_stored.stored(connection, self._table, query)
+        statement, given, read = self._listing(query)
+        return [read(row) for row in await connection.fetch(statement, *given)]
 
     def _listing(
         self, query: SessionQuery | TagQuery | VersionQuery | ReplayQuery | RememberedQuery
@@ -377,6 +394,9 @@ class PostgresStore(Store):
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         if after is None and not self._table.finds_expired:
             await self._look_for_indexes()
+        return await self._again(lambda: self._sweep(now, retention, after, limit))
+
+    async def _sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         async with acquired(self._open_pool) as connection, self._unit(connection, self._facts.through_pooler):
             ends = {"sweep_keys": now, "sweep_records": now}
             if kept_since := retention.visits_since(now):
@@ -401,8 +421,8 @@ class PostgresStore(Store):
 
     async def _look_for_indexes(self) -> None:
         """Somebody may have made the one by expiry since we last looked."""
-        async with self._reading() as connection:
-            self._schema = await inspect(connection, self._facts.schema) or self._schema
+        found = await self._read(lambda connection: inspect(connection, self._facts.schema))
+        self._schema = found or self._schema
 
     @asynccontextmanager
     async def _unit(self, connection: Any, explicit: bool, in_doubt: bool = True) -> AsyncIterator[None]:
@@ -425,14 +445,21 @@ class PostgresStore(Store):
         with translated(in_doubt=in_doubt):
             await connection.execute("COMMIT")
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Any]:
-        # Through a transaction pooler only a transaction keeps two messages of one statement on one connection.
-        async with (
-            acquired(self._open_pool) as connection,
-            self._unit(connection, self._facts.through_pooler, in_doubt=False),
-        ):
-            yield connection
+    async def _read(self, ask: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """What the database answers; asked again when it has rolled that back."""
+
+        async def once() -> Result:
+            # Through a transaction pooler only a transaction keeps two messages of one statement on one connection.
+            async with (
+                acquired(self._open_pool) as connection,
+                self._unit(connection, self._facts.through_pooler, in_doubt=False),
+            ):
+                return await ask(connection)
+
+        return await self._again(once)
+
+    async def _again(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        return await again_when_rolled_back(work, self._sleep)
 
     @property
     def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
@@ -460,7 +487,10 @@ def _by_verb(writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[Verb,
     return groups
 
 
-def _durability(fsync: bool, level: str) -> str:
+def _durability(fsync: bool | None, level: str | None) -> str:
+    if fsync is None:
+        said = f"synchronous_commit={level}" if level else "it has no synchronous_commit either"
+        return f"This engine says nothing of fsync: what a committed write survives is in its documentation ({said})."
     if not fsync:
         return "UNSAFE: fsync=off, a crash of the database's machine loses acknowledged writes."
     return f"An acknowledged write has been synced to the database's disk (synchronous_commit={level})."

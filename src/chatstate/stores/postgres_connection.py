@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
@@ -36,14 +38,23 @@ _SETTLE_SECONDS = 2
 LOCK_MILLISECONDS = 2000
 """How long a statement waits for a row that another program has locked."""
 
+ROLLED_BACK_TRIES = 20
+"""How often is tried what the database has rolled back: the pauses between come to a few seconds."""
+
 DEFAULT_POOL_SIZE = 6
 """Two lanes of writes, two of loads, one for everything else, and one that listens for changes."""
+
+_log = logging.getLogger(__name__)
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """All that the driver raises; a TimeoutError is an OSError."""
 
 _PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity"}
 _LIBPQ_ONLY = {"channel_binding", "keepalives", "keepalives_idle"}
+
+
+Sleep = Callable[[float], Awaitable[object]]
+Result = TypeVar("Result")
 
 
 class Connection(Protocol):
@@ -58,12 +69,16 @@ _HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 
 
 class PostgresUrl(Struct, frozen=True):
-    """What a connection URL says, in PostgreSQL's own words (`dsn`) and in those of Prisma (the rest)."""
+    """What a connection URL says, in PostgreSQL's own words (`dsn`) and in those of Prisma (the rest).
+
+    settings  those of a session that the URL sets, which win over ours
+    """
 
     dsn: str
     schema: str | None
     pool_size: int
     through_pooler: bool
+    settings: Mapping[str, str] = {}
 
     @property
     def place(self) -> str:
@@ -97,6 +112,7 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
         schema=schema,
         pool_size=pool_size or int(limit or DEFAULT_POOL_SIZE),
         through_pooler=through_pooler,
+        settings={name: value for name, value in query.items() if name in session_settings()},
     )
 
 
@@ -116,20 +132,33 @@ def _badly_quoted() -> InvalidSetting:
 
 
 class Facts(Struct, frozen=True):
-    """What the server says about itself."""
+    """What the server says about itself.
 
-    version: str
+    engine    its name and version
+    fsync     None: it has no such setting, as engines that keep their data in another way
+    settings  those that each connection is given: those that our statements rely on and that the server knows
+    """
+
+    engine: str
     encoding: str
-    fsync: bool
+    fsync: bool | None
     synchronous_commit: str
     schema: str
     through_pooler: bool
+    settings: Mapping[str, str]
 
 
-_FACTS = """
+FSYNC = """
+CASE WHEN NOT EXISTS (SELECT FROM pg_proc WHERE proname = 'aurora_version')
+    THEN current_setting('fsync', true)::boolean END
+"""
+"""What is told of `fsync`: nothing by engines that have no such setting (CockroachDB), or in which it is about no disk
+that holds the data (Aurora)."""
+
+_FACTS = f"""
 SELECT
-    current_setting('server_version'), current_setting('server_encoding'), current_setting('fsync')::boolean,
-    current_setting('synchronous_commit'),
+    version(), current_setting('server_version'), current_setting('server_encoding'), {FSYNC},
+    current_setting('synchronous_commit', true),
     coalesce(
         (SELECT name FROM unnest(current_schemas(false)) WITH ORDINALITY AS path (name, place)
          WHERE name <> 'chatstate'
@@ -142,28 +171,66 @@ stands first in the search path of a user called chatstate."""
 
 async def ask_facts(url: PostgresUrl) -> Facts:
     """Connect once, see whether a transaction pooler stands in between, and ask the server about itself."""
+    known = {**session_settings(), **url.settings}
+    if url.through_pooler:
+        return await _ask(url, True, known)
     try:
-        return await _ask(url, url.through_pooler)
+        return await _ask(url, False, known)
     except asyncpg.ProtocolViolationError as error:
         if "startup parameter" not in str(error):
             raise
-        return await _ask(url, through_pooler=True)
+        return await _ask(url, True, known)
+    except _SETTING_REFUSED:
+        return await _ask(url, False, await _known_settings(url, known))
 
 
-async def _ask(url: PostgresUrl, through_pooler: bool) -> Facts:
-    options = connection_options(through_pooler, session_settings(None))
+_SETTING_REFUSED = (
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.FeatureNotSupportedError,
+    asyncpg.CantChangeRuntimeParamError,
+)
+"""What engines say of a setting that they do not have, or not with this value."""
+
+
+async def _known_settings(url: PostgresUrl, settings: Mapping[str, str]) -> dict[str, str]:
+    """Those of the settings that the server takes. It is asked for each: how it names one that it refuses, it may say
+    in its own words."""
+    connection = await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS)
+    known = {}
+    try:
+        for name, value in settings.items():
+            with suppress(*_SETTING_REFUSED):
+                await connection.execute(f"SET {name} = '{value}'")
+                known[name] = value
+    finally:
+        await connection.close(timeout=CONNECT_SECONDS)
+    _log.warning("this database has not all settings that chatstate uses: %s", ", ".join(settings.keys() - known))
+    return known
+
+
+async def _ask(url: PostgresUrl, through_pooler: bool, settings: Mapping[str, str]) -> Facts:
+    options = connection_options(through_pooler, settings)
     connection = await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS, **options)
     try:
         async with connection.transaction():
-            version, encoding, fsync, synchronous_commit, schema = await connection.fetchrow(_FACTS)
+            engine, version, encoding, fsync, level, schema = await connection.fetchrow(_FACTS)
     finally:
         await connection.close(timeout=CONNECT_SECONDS)
-    return Facts(version, encoding, fsync, synchronous_commit, url.schema or schema, through_pooler)
+    if level is not None:
+        settings = {**settings, **_durable(level)}
+    return Facts(_engine(engine, version), encoding, fsync, level or "", url.schema or schema, through_pooler, settings)
 
 
-def session_settings(synchronous_commit: str | None) -> dict[str, str]:
-    """The settings that our statements rely on; without a level of `synchronous_commit`, all but that one."""
-    settings = {
+def _engine(engine: str, version: str) -> str:
+    """Its name and version: others than PostgreSQL, and those that are made of it, say theirs in `version()` alone."""
+    name = engine.partition(" on ")[0]
+    return f"PostgreSQL {version}" if name.startswith(f"PostgreSQL {version}") else name.partition(" (")[0]
+
+
+def session_settings() -> dict[str, str]:
+    """The settings that our statements rely on."""
+    return {
         "lock_timeout": str(LOCK_MILLISECONDS),
         "default_transaction_isolation": "read committed",
         "idle_in_transaction_session_timeout": str(COMMAND_SECONDS * 1000),
@@ -171,14 +238,15 @@ def session_settings(synchronous_commit: str | None) -> dict[str, str]:
         "enable_seqscan": "off",
         "jit": "off",
     }
-    if synchronous_commit:
-        # `off`, as a default of the server, database or role, would lose acknowledged writes. Other levels are named
-        # too, so that a default that becomes `off` later has no effect here.
-        settings["synchronous_commit"] = "on" if synchronous_commit == "off" else synchronous_commit
-    return settings
 
 
-def connection_options(through_pooler: bool, settings: dict[str, str]) -> dict[str, Any]:
+def _durable(synchronous_commit: str) -> dict[str, str]:
+    """`off`, as a default of the server, database or role, would lose acknowledged writes. Other levels are named too,
+    so that a default that becomes `off` later has no effect here."""
+    return {"synchronous_commit": "on" if synchronous_commit == "off" else synchronous_commit}
+
+
+def connection_options(through_pooler: bool, settings: Mapping[str, str]) -> dict[str, Any]:
     """Times are cast in UTC. A transaction pooler passes on the time zone, and neither settings nor statements."""
     if through_pooler:
         return {"server_settings": {"timezone": "UTC"}, "statement_cache_size": 0}
@@ -198,7 +266,7 @@ async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Re
         command_timeout=COMMAND_SECONDS,
         reset=_leave_as_it_is,
         max_cached_statement_lifetime=_PLAN_SECONDS,
-        **connection_options(facts.through_pooler, session_settings(facts.synchronous_commit)),
+        **connection_options(facts.through_pooler, facts.settings),
     )
 
 
@@ -253,6 +321,19 @@ class RolledBack(SessionLocked):
     """A deadlock or serialization failure: PostgreSQL has undone the transaction, which may work the next time."""
 
 
+async def again_when_rolled_back(work: Callable[[], Awaitable[Result]], sleep: Sleep) -> Result:
+    """What comes of the work, which is tried again as long as the database has undone all of it, and says so.
+
+    The pauses grow, and each is a random part of its most: those who were in each other's way do not meet again.
+    """
+    for tried in range(1, ROLLED_BACK_TRIES):
+        try:
+            return await work()
+        except RolledBack:
+            await sleep(random.uniform(0, min(0.005 * 2**tried, 0.4)))  # noqa: S311  (no secret)
+    return await work()
+
+
 @contextmanager
 def translated(*, in_doubt: bool) -> Iterator[None]:
     """The one place where the driver's errors become ours.
@@ -261,7 +342,7 @@ def translated(*, in_doubt: bool) -> Iterator[None]:
     """
     try:
         yield
-    except _CONNECTION_LOST as error:
+    except (*_CONNECTION_LOST, asyncpg.StatementCompletionUnknownError) as error:
         raise OutcomeUnknown if in_doubt else StoreUnavailable from error
     except asyncpg.PostgresError as error:
         raise _translate(error) from error

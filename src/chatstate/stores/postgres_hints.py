@@ -16,6 +16,8 @@ from contextlib import AbstractAsyncContextManager, suppress
 from hashlib import blake2b
 from typing import Any
 
+import asyncpg
+
 from chatstate.errors import StoreError
 from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.stores.postgres_connection import DRIVER_ERRORS
@@ -28,6 +30,12 @@ FOLLOWING_SECONDS = 5.0
 
 RETRY_SECONDS = 2.0
 """How soon a lost connection is made anew."""
+
+REFUSED_SECONDS = 300.0
+"""How soon is tried again what the database has refused: not every engine that speaks PostgreSQL's protocol has LISTEN
+and NOTIFY. Until then the comparison of versions (`chatstate.live`) finds what others write."""
+
+_REFUSED = (asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
 
 _GOODBYE_SECONDS = 2.0
 """How long the database has to take leave of a connection."""
@@ -158,13 +166,15 @@ class PostgresHints(Hints):
 
     async def _keep_listening(self, acquire: Acquire) -> None:
         while True:
+            pause = RETRY_SECONDS
             try:
                 await self._listen(acquire)
             except (StoreError, *DRIVER_ERRORS) as error:
                 self._failed(error)
+                pause = REFUSED_SECONDS if isinstance(error, _REFUSED) else RETRY_SECONDS
             except Exception as error:
                 self._failed(error, exc_info=True)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(pause)
 
     def _failed(self, error: Exception, exc_info: bool = False) -> None:
         """Tell the log, once each time that it begins."""

@@ -10,7 +10,13 @@ from msgspec import Struct
 
 from chatstate.errors import SchemaMismatch, SessionLocked
 from chatstate.stores import sql
-from chatstate.stores.postgres_connection import LOCK_MILLISECONDS, translated
+from chatstate.stores.postgres_connection import (
+    LOCK_MILLISECONDS,
+    RolledBack,
+    Sleep,
+    again_when_rolled_back,
+    translated,
+)
 
 TABLE = "chat_state_sessions"
 
@@ -152,11 +158,11 @@ async def _problems_of_uniqueness(connection: Any, table: str) -> list[str]:
     ]
 
 
-async def migrate(connection: Any, schema: str) -> list[str]:
+async def migrate(connection: Any, schema: str, sleep: Sleep) -> list[str]:
     """Apply what is missing, all of it or nothing, and return the names of the steps."""
     for _ in range(LOCK_TRIES):
         with suppress(SessionLocked):
-            return await _migrate(connection, schema)
+            return await again_when_rolled_back(lambda: _migrate(connection, schema), sleep)
     raise SchemaMismatch(
         f"The table {Schema(schema).table} is in use by a long transaction, so its version column cannot be added. End "
         "that transaction (SELECT * FROM pg_stat_activity) and start again."
@@ -178,11 +184,20 @@ async def _migrate(connection: Any, schema: str) -> list[str]:
                     f"This database user may not make the tables ({error}). Let their owner run the SQL that "
                     "`chatstate migrate --print` prints."
                 ) from error
-            except BaseException:
+            except BaseException as error:
                 with suppress(Exception):
                     await connection.execute("ROLLBACK")
+                if _is_made_by_another(error):
+                    raise RolledBack from error
                 raise
     return [migration.name for migration in pending]
+
+
+def _is_made_by_another(error: BaseException) -> bool:
+    """Whether another server has made the same schema or table just now, on an engine without advisory locks."""
+    if isinstance(error, asyncpg.UniqueViolationError):
+        return (error.constraint_name or "").startswith("pg_")  # of the catalogue
+    return isinstance(error, asyncpg.DuplicateSchemaError)
 
 
 async def _pending(connection: Any, schema: str) -> list[sql.Migration]:
@@ -198,23 +213,27 @@ async def _pending(connection: Any, schema: str) -> list[sql.Migration]:
 
 
 def script(schema: str, pending: list[sql.Migration]) -> str:
-    """The SQL of these migrations as one transaction that is safe to run twice, by hand too."""
+    """The SQL of these migrations as one transaction that is safe to run twice, by hand too.
+
+    What is going to be applied is written down first: where there are no advisory locks, that row is the lock.
+    """
     name = schema.replace("'", "''")
-    steps = [
-        f"-- {migration.name}\n{Schema(schema).fill(migration.sql)}\n"
-        f"INSERT INTO chatstate.migrations (table_schema, number, name)\n"
-        f"VALUES ('{name}', {migration.number}, '{migration.name}') ON CONFLICT DO NOTHING;\n"
-        for migration in pending
-    ]
-    return (
-        _PREAMBLE.format(lock=_LOCK_NUMBER, timeout=LOCK_MILLISECONDS, schema=schema) + "\n".join(steps) + "\nCOMMIT;\n"
-    )
+    rows = ",\n".join(f"    ('{name}', {migration.number}, '{migration.name}')" for migration in pending)
+    preamble = _PREAMBLE.format(lock=_LOCK_NUMBER, timeout=LOCK_MILLISECONDS, schema=schema, rows=rows)
+    steps = [f"-- {migration.name}\n{Schema(schema).fill(migration.sql)}\n" for migration in pending]
+    return preamble + "\n".join(steps) + "\nCOMMIT;\n"
 
 
 _PREAMBLE = """\
 BEGIN;
 SET LOCAL lock_timeout = '{timeout}ms';
-SELECT pg_advisory_xact_lock({lock});
+DO $$
+BEGIN
+    PERFORM pg_advisory_xact_lock({lock});
+EXCEPTION WHEN undefined_function OR feature_not_supported THEN
+    NULL;  -- not every engine that speaks PostgreSQL's protocol has them
+END
+$$;
 DO $$
 BEGIN  -- not IF NOT EXISTS, which demands the right to create schemas even where nothing is to do
     IF to_regnamespace('chatstate') IS NULL THEN CREATE SCHEMA chatstate; END IF;
@@ -228,6 +247,10 @@ CREATE TABLE IF NOT EXISTS chatstate.migrations (
     applied_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
     PRIMARY KEY (table_schema, number)
 );
+INSERT INTO chatstate.migrations (table_schema, number, name)
+VALUES
+{rows}
+ON CONFLICT DO NOTHING;
 GRANT USAGE ON SCHEMA chatstate TO PUBLIC;
 GRANT SELECT ON chatstate.migrations TO PUBLIC;
 

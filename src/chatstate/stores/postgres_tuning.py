@@ -20,7 +20,6 @@ from chatstate.stores.postgres_connection import (
     ask_facts,
     connection_options,
     parse_url,
-    session_settings,
     translated,
     unreachable_explained,
 )
@@ -118,7 +117,7 @@ class PostgresTuning:
     async def _connected(self) -> AsyncIterator[tuple[Any, Facts]]:
         with unreachable_explained(self._url.place):
             facts = await ask_facts(self._url)
-            options = connection_options(facts.through_pooler, session_settings(None))
+            options = connection_options(facts.through_pooler, facts.settings)
             connection = await asyncpg.connect(self._url.dsn, timeout=CONNECT_SECONDS, **options)
         try:
             yield connection, facts
