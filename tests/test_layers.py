@@ -106,6 +106,7 @@ BELOW = {
         "mailbox",
         "emulator",
         "http",
+        "visit",
         "__init__",
     },
     "__main__": {"cli"},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import click
 
@@ -12,18 +13,22 @@ from chatstate.cli import serve as serving
 from chatstate.cli.common import WHERE_ELSE, with_settings
 from chatstate.cli.inbox import inbox
 
+_LOADED_LATER = {
+    "check-store": "check_store",  # the contract suite
+    "whatsapp": "whatsapp",  # an HTTP client
+}
+"""Commands that are loaded when they are asked for, with what few need, and their modules."""
+
 
 class _Commands(click.Group):
-    """Those that are here, and `whatsapp`, which is loaded when it is asked for: it brings an HTTP client with it."""
+    """Those that are here, and those that are loaded later."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "whatsapp"])
+        return sorted([*super().list_commands(ctx), *_LOADED_LATER])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "whatsapp":
-            from chatstate.cli.whatsapp import whatsapp  # noqa: PLC0415 (few need it)
-
-            return whatsapp
+        if module := _LOADED_LATER.get(cmd_name):
+            return cast(click.Command, getattr(import_module(f"chatstate.cli.{module}"), module))
         return super().get_command(ctx, cmd_name)
 
 

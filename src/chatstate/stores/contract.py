@@ -43,7 +43,7 @@ from chatstate.model import (
     one_of,
 )
 from chatstate.record import DropRecord
-from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable
+from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable, commit_one
 from chatstate.stores.feed_contract import FeedChecks
 from chatstate.stores.mailbox_contract import MailboxChecks
 from chatstate.stores.record_contract import RecordChecks
@@ -188,9 +188,8 @@ class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredCheck
         return f"{self.prefix}{name}"
 
     async def commit(self, write: AnyWrite, store: Store | None = None) -> Any:
-        """The outcome of one write by itself."""
-        (outcome,) = await (store or self.one).commit([write])
-        return outcome
+        """The outcome of one write by itself. Raises it, if it is an error."""
+        return await commit_one(store or self.one, write)
 
     async def load(self, user_session_id: str, store: Store | None = None) -> Session | None:
         return all_readable(await (store or self.other).load([user_session_id], NOW)).get(user_session_id)
