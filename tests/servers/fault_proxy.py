@@ -40,19 +40,23 @@ class FaultProxy:
         self._listener: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self.accept, "127.0.0.1", 0)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *error: object) -> None:
         assert self._listener is not None
         self._listener.close()
+        await self.close()
+        await self._listener.wait_closed()
+
+    async def close(self) -> None:
+        """End all connections."""
         tasks = list(self._links.values())
         self.cut()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._listener.wait_closed()
 
     def heal(self) -> None:
         """Forward again. Connections that lost bytes in a black hole are reset, for they would be out of step."""
@@ -96,7 +100,8 @@ class FaultProxy:
         self._marked_cuts -= 1
         return True
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward a client's connection, which the proxy's own listener accepted, or another one."""
         self.connections += 1
         link = _Link(self, reader, writer)
         task = asyncio.get_running_loop().create_task(link.run())

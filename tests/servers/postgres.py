@@ -149,6 +149,7 @@ _GUARD_SCRIPT = """
 read -r _
 if read -r pid < "$1/pid"; then
     kill -QUIT "$pid"
+    kill -CONT "$pid"
     tries=0
     while kill -0 "$pid" && ! grep -q '^State:.*Z' "/proc/$pid/status" && [ "$tries" -lt 50 ]; do
         sleep 0.1
