@@ -124,7 +124,7 @@ class ValkeyNode(LocalServer):
         self.account.give(self.data)
         self._settings = dict(settings)
         self.paused = False
-        self._client: redis.Redis | None = None
+        self._client: Any = None  # redis.Redis, of which not all is typed
 
     def announce(self, port: int, bus_port: int, source: str) -> None:
         """Have the other nodes call at these ports, and call them from the address `source`; before the start."""
@@ -184,7 +184,7 @@ class ValkeyNode(LocalServer):
             self._client = self._new_client()
         return self._client.execute_command(*command)
 
-    def _new_client(self, **more: Any) -> redis.Redis:
+    def _new_client(self, **more: Any) -> Any:
         client = redis.Redis(
             host=self.host,
             port=self.port,
@@ -339,8 +339,8 @@ class ValkeyCluster:
     ) -> None:
         self.shards = shards
         self.replicas = replicas
-        self.voters = max(0, 3 - shards)
-        self.last_slot = SLOTS - 1 - self.voters
+        self._voters = max(0, 3 - shards)
+        self.last_slot = SLOTS - 1 - self._voters
         self.password = f"{CANARY}-{secrets.token_hex(12)}"
         self.links = Links() if links else None
         self.nodes: list[ValkeyNode] = []
@@ -352,11 +352,11 @@ class ValkeyCluster:
         with ExitStack() as stack:
             if self.links:
                 stack.enter_context(self.links)
-            for number in range(self.shards + self.voters + self.shards * self.replicas):
+            for number in range(self.shards + self._voters + self.shards * self.replicas):
                 node = stack.enter_context(ValkeyNode(number, self.password, self._settings, self._parent))
                 if self.links:
-                    ports = (self.links.listen(number, port) for port in node.announced)
-                    node.announce(*ports, self.links.source_of(number))
+                    port, bus_port = (self.links.listen(number, port) for port in node.announced)
+                    node.announce(port, bus_port, self.links.source_of(number))
                 node.start()
                 self.nodes.append(node)
             self._form()
@@ -368,9 +368,13 @@ class ValkeyCluster:
 
     # Who is who.
 
+    @property
+    def voters(self) -> list[ValkeyNode]:
+        return self.nodes[self.shards : self.shards + self._voters]
+
     def shard(self, number: int = 0) -> list[ValkeyNode]:
         """The nodes of a shard, whoever is its primary now."""
-        first = self.shards + self.voters + number * self.replicas
+        first = self.shards + self._voters + number * self.replicas
         return [self.nodes[number], *self.nodes[first : first + self.replicas]]
 
     def primary(self, shard: int = 0) -> ValkeyNode:
@@ -452,7 +456,7 @@ class ValkeyCluster:
     # Forming.
 
     def _form(self) -> None:
-        primaries = self.nodes[: self.shards + self.voters]
+        primaries = self.nodes[: self.shards + self._voters]
         for node, (first, last) in zip(primaries, self._ranges(), strict=True):
             node.call("CLUSTER ADDSLOTSRANGE", first, last)
         for node in self.nodes:
