@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import pytest
 
 from tests.servers.valkey import ValkeyCluster, ValkeyNode
-from tests.servers.valkey_writes import Ledger, Writers
+from tests.servers.valkey_writes import Client, Ledger, Writers, write
 
 ROUNDS = int(os.environ.get("CHATSTATE_TEST_FAULTS", "1"))
 
@@ -109,3 +109,20 @@ async def test_what_is_confirmed_survives(cluster: ValkeyCluster, fault: Fault) 
         node.call("READONLY")
         await ledger.verify(node)
     ledger.report(f"{fault.__name__}, {ROUNDS} times, {cluster.replicas} replicas")
+
+
+async def test_the_checker_sees_what_is_lost_or_out_of_order(cluster: ValkeyCluster) -> None:
+    await asyncio.to_thread(cluster.await_whole)
+    primary = cluster.primary()
+    (key,) = cluster.keys_of(0, 1, "checked")
+    ledger = Ledger(cluster.replicas)
+    async with Client.open(primary) as client:
+        assert await write(client, ledger.replicas, [(key, 1), (key, 2)]) == ["acknowledged"] * 2
+    ledger.outcomes[key] = {1: "acknowledged", 2: "acknowledged"}
+    await ledger.verify(primary)
+    primary.call("LMOVE", key, key, "LEFT", "RIGHT")
+    with pytest.raises(AssertionError, match="not in the order"):
+        await ledger.verify(primary)
+    primary.call("LPOP", key)
+    with pytest.raises(AssertionError, match=r"\[2\] of 2 acknowledged writes are lost"):
+        await ledger.verify(primary)

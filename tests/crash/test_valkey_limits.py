@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis
 
+from tests.servers.postgres import poll_until
 from tests.servers.valkey import NODE_TIMEOUT_MS, ValkeyCluster, ValkeyNode
 from tests.servers.valkey_writes import Client, write
 
@@ -148,3 +149,21 @@ async def test_a_primary_that_comes_back_with_an_empty_disk_empties_its_replicas
     for node in cluster.shard():
         node.call("READONLY")
         assert node.call("EXISTS", key) == 0
+
+
+async def test_after_a_restart_of_all_a_replica_is_elected_only_by_an_operator(
+    cluster: ValkeyCluster, key: str
+) -> None:
+    old = cluster.primary()
+    replica, _ = cluster.replicas_of()
+    for node in cluster.nodes:
+        node.kill()
+    replica.log.write_text("")
+    for node in cluster.nodes:
+        if node is not old:
+            await asyncio.to_thread(node.start)
+    told = "Disconnected from primary for longer than allowed"
+    assert await asyncio.to_thread(poll_until, lambda: told in replica.log_tail(), 20)
+    assert await asyncio.to_thread(replica.call, "CLUSTER FAILOVER", "TAKEOVER") == "OK"
+    assert await asyncio.to_thread(cluster.await_promotion, old) is replica
+    assert await value_in(replica, key) == "kept"
