@@ -70,12 +70,30 @@ def a_replica_is_killed(cluster: ValkeyCluster, rng: random.Random) -> Iterator[
     replica.start()
 
 
+@contextmanager
+def the_primary_is_killed_while_a_replica_comes_back(
+    cluster: ValkeyCluster, rng: random.Random
+) -> Iterator[ValkeyNode]:
+    old = cluster.primary()
+    rng.choice(cluster.replicas_of()).restart()
+    time.sleep(rng.choice((0, 0.05, 0.2)))
+    old.kill()
+    if cluster.replicas == 1:  # which has been away for too long to be elected
+        old.start()
+        cluster.await_whole()
+        yield cluster.primary()
+    else:
+        yield cluster.await_promotion(old)
+        old.start()
+
+
 FAULTS: list[Fault] = [
     the_primary_is_killed,
     the_primary_is_paused_and_wakes,
     the_primary_is_cut_off,
     all_nodes_are_killed,
     a_replica_is_killed,
+    the_primary_is_killed_while_a_replica_comes_back,
 ]
 
 

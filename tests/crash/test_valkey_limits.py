@@ -91,6 +91,9 @@ async def test_another_connection_confirms_nothing(cluster: ValkeyCluster, key: 
         await writer.pipeline(("SET", key, "new"))
         assert await other.pipeline(("WAITAOF", 1, 2, 100)) == [[1, 2]]
         assert await writer.pipeline(("WAITAOF", 1, 2, 100)) == [[1, 0]]
+        await writer.connection.disconnect()
+        await writer.send(("WAITAOF", 1, 2, 100))  # the library connects anew, and says nothing of it
+        assert await writer.replies(1) == [[1, 2]]
 
 
 async def test_a_shard_whose_replica_is_away_confirms_nothing_until_it_is_back(
@@ -131,6 +134,21 @@ async def test_a_primary_that_is_cut_off_is_read_until_it_notices(cluster: Valke
                 await asyncio.sleep(0.01)
         assert isinstance(reply, redis.exceptions.ClusterDownError)
     old.call("CONFIG", "SET", "cluster-node-timeout", NODE_TIMEOUT_MS)
+
+
+async def test_a_primary_that_wakes_reads_what_is_old_and_writes_what_is_lost(cluster: ValkeyCluster, key: str) -> None:
+    old = cluster.primary()
+    async with Client.open(old) as client:
+        cluster.isolate(old)
+        old.pause()
+        new = await asyncio.to_thread(cluster.await_promotion, old)
+        assert new.call("SET", key, "new") == "OK"
+        await client.send(("GET", key), ("SET", key, "lost"), ("WAITAOF", 1, 2, 100))
+        old.wake()
+        assert await client.replies(3) == ["kept", "OK", [1, 0]]
+    cluster.heal()
+    await asyncio.to_thread(cluster.await_whole)
+    assert await value_in(new, key) == "new"
 
 
 async def test_a_primary_that_comes_back_with_an_empty_disk_empties_its_replicas(

@@ -53,7 +53,7 @@ class Client:
     """One connection to one node; what raises is redis.RedisError, and then the connection is closed."""
 
     def __init__(self, node: ValkeyNode) -> None:
-        self._connection = Connection(
+        self.connection = Connection(
             host=node.host,
             port=node.port,
             password=node.password,
@@ -67,22 +67,28 @@ class Client:
     @asynccontextmanager
     async def open(cls, node: ValkeyNode) -> AsyncIterator[Self]:
         client = cls(node)
-        await client._connection.connect()  # type: ignore[no-untyped-call]
+        await client.connection.connect()  # type: ignore[no-untyped-call]
         try:
             yield client
         finally:
-            await client._connection.disconnect(nowait=True)
+            await client.connection.disconnect(nowait=True)
 
     async def pipeline(self, *commands: Command) -> list[Any]:
         """The reply to each command, in order; an error that is a reply is one of them."""
-        if not self._connection.is_connected:  # redis-py would connect anew, and confirm what another one has written
+        if not self.connection.is_connected:  # redis-py would connect anew, and confirm what another one has written
             raise redis.ConnectionError("closed")
-        await self._connection.send_packed_command(self._connection.pack_commands(commands))
-        return [await self._reply() for _ in commands]
+        await self.send(*commands)
+        return await self.replies(len(commands))
+
+    async def send(self, *commands: Command) -> None:
+        await self.connection.send_packed_command(self.connection.pack_commands(commands))
+
+    async def replies(self, number: int) -> list[Any]:
+        return [await self._reply() for _ in range(number)]
 
     async def _reply(self) -> Any:
         try:
-            return await self._connection.read_response()
+            return await self.connection.read_response()
         except redis.ResponseError as error:
             return error
 
