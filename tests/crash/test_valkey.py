@@ -144,3 +144,15 @@ async def test_the_checker_sees_what_is_lost_or_out_of_order(cluster: ValkeyClus
     primary.call("LPOP", key)
     with pytest.raises(AssertionError, match=r"\[2\] of 2 acknowledged writes are lost"):
         await ledger.verify(primary)
+
+
+async def test_what_only_the_primary_has_confirmed_is_lost_and_the_checker_sees_it(cluster: ValkeyCluster) -> None:
+    await asyncio.to_thread(cluster.await_whole)
+    cluster.primary().call("FLUSHALL")
+    ledger = Ledger(replicas=0)
+    async with Writers(cluster, ledger):
+        await ledger.grows()
+        with ExitStack() as stack:
+            primary = await asyncio.to_thread(stack.enter_context, the_primary_is_cut_off(cluster, random.Random(1)))
+            with pytest.raises(AssertionError, match="acknowledged writes are lost"):
+                await ledger.verify(primary)

@@ -112,6 +112,12 @@ async def test_a_shard_can_refuse_what_it_could_not_confirm(cluster: ValkeyClust
     primary.call("CONFIG", "SET", "min-replicas-to-write", "2")
     try:
         await asyncio.to_thread(replica.kill)
+
+        # What is written before the primary has noticed is unknown.
+        def noticed() -> bool:
+            return primary.info("replication")["connected_slaves"] == "1"
+
+        assert await asyncio.to_thread(poll_until, noticed, 20)
         async with Client.open(primary) as client:
             assert await write(client, 2, [(f"list-{{{key}}}", 2)]) == ["refused"]
             (reply,) = await client.pipeline(("SET", key, "new"))

@@ -1,8 +1,9 @@
 """Real Valkey Clusters for the tests, run from the server that a wheel brings.
 
     with ValkeyCluster(shards=1, replicas=2) as cluster:
-        cluster.primary().kill()
-        cluster.await_promotion()
+        old = cluster.primary()
+        old.kill()
+        new = cluster.await_promotion(old)
 
 The wheel has no command line client: the cluster is formed by commands. Every node syncs its append-only file before it
 answers (`appendfsync always`), which is what the tests are about; what is only quicker here than in production is how
@@ -370,6 +371,7 @@ class ValkeyCluster:
 
     @property
     def voters(self) -> list[ValkeyNode]:
+        """The primaries without data."""
         return self.nodes[self.shards : self.shards + self._voters]
 
     def shard(self, number: int = 0) -> list[ValkeyNode]:
