@@ -28,8 +28,12 @@ def free_port() -> int:
     raise OSError(f"no free port between {_PORTS.start} and {_PORTS.stop} on {LOOPBACK}")
 
 
-def at_port(url: str, port: int) -> str:
-    """`url` with everything kept but its address, which becomes 127.0.0.1 and `port` (a proxy's or a pooler's)."""
+def at_port(url: str, *ports: int) -> str:
+    """`url` with everything kept but its address, which becomes 127.0.0.1 and the port (a proxy's or a pooler's).
+
+    With several ports there are several addresses.
+    """
     parts = urlsplit(url)
     credentials, separator, _ = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{credentials}{separator}{LOOPBACK}:{port}").geturl()
+    places = ",".join(f"{LOOPBACK}:{port}" for port in ports)
+    return parts._replace(netloc=f"{credentials}{separator}{places}").geturl()

@@ -445,15 +445,20 @@ class PostgresServer(LocalServer, Postgres):
         if self._process is None or not self.running:
             return
         self._killed = True
-        postmaster = psutil.Process(self._process.pid)
-        postmaster.suspend()  # so that no process is born, and no crash handled, between the look and the kill
-        family = [postmaster, *postmaster.children(recursive=True)]
+        psutil.Process(self._process.pid).suspend()  # so that none is born, and no crash handled, until the kill
+        family = self.family()
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._await_end()
         if not poll_until(lambda: not any(_alive(process) for process in family), _STOP_SECONDS):
             raise ServerFailed(f"processes of {self.name} survived SIGKILL")
+
+    def family(self) -> list[psutil.Process]:
+        """The running server and its processes."""
+        assert self._process is not None
+        postmaster = psutil.Process(self._process.pid)
+        return [postmaster, *postmaster.children(recursive=True)]
 
     def _initialise(self) -> None:
         password_file = self._write("password", self.password)
@@ -505,7 +510,7 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _wait_for(work: Coroutine[Any, Any, _T]) -> _T:
+def wait_for(work: Coroutine[Any, Any, _T]) -> _T:
     """The result of `work`, run in a thread of its own: the caller may be inside an event loop."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(asyncio.run, work).result()
@@ -524,7 +529,7 @@ class ExternalPostgres(Postgres):
 
     def __post_init__(self) -> None:
         """Ask the server for its abilities; raises asyncpg's errors or OSError when it cannot be reached."""
-        self.major, self.has_lz4 = _wait_for(_abilities(self.base_url))
+        self.major, self.has_lz4 = wait_for(_abilities(self.base_url))
 
     def url(self, database: str, **query: str) -> str:
         """See Postgres.url; the base URL's own query is kept where `query` does not replace it."""
@@ -545,7 +550,7 @@ class ExternalPostgres(Postgres):
 
     def close(self) -> None:
         """Drop the databases that were created and not dropped."""
-        _wait_for(self._drop_all())
+        wait_for(self._drop_all())
 
     async def _drop_all(self) -> None:
         for url in sorted(self._created):
