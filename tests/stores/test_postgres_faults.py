@@ -933,7 +933,7 @@ async def test_a_server_without_fsync_is_refused_unless_allowed(url: str, other:
         finally:
             await store.close()
     async with opened(url) as store:
-        assert "synced to the database's disk" in (await store.status()).durability
+        assert "the database's disk, and no standby is waited for" in (await store.status()).durability
 
 
 async def test_fsync_that_is_turned_off_later_shows_in_the_status(store: PostgresStore, url: str, other: Any) -> None:

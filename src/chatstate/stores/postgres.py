@@ -150,12 +150,12 @@ class PostgresStore(Store):
         return script(self._url.schema or "public", sql.migrations("postgres"))
 
     async def status(self) -> StoreStatus:
-        fsync, level, read_only = await self._read(self._ask_status)
+        fsync, level, standbys, read_only = await self._read(self._ask_status)
         if read_only:
             raise StoreUnavailable("The database takes no writes (transaction_read_only is on; is it a standby?).")
         pooler = " through a transaction pooler" if self._facts.through_pooler else ""
         return StoreStatus(
-            store=f"{self._facts.engine} at {self._url.place}{pooler}", durability=_durability(fsync, level)
+            store=f"{self._facts.engine} at {self._url.place}{pooler}", durability=_durability(fsync, level, standbys)
         )
 
     async def _ask_status(self, connection: Connection) -> Any:
@@ -163,6 +163,7 @@ class PostgresStore(Store):
         await connection.fetch(self._statement("tags"), *moment(EARLIEST, KEEP), [])
         (row,) = await connection.fetch(
             f"SELECT {FSYNC}, current_setting('synchronous_commit', true), "
+            "coalesce(current_setting('synchronous_standby_names', true), '') <> '', "
             "current_setting('transaction_read_only')::boolean"
         )
         return row
@@ -487,13 +488,25 @@ def _by_verb(writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[Verb,
     return groups
 
 
-def _durability(fsync: bool | None, level: str | None) -> str:
+_PLACES = {
+    "on": "has been synced to the disks of the primary and of its synchronous standby",
+    "remote_apply": "has been synced to the disks of the primary and of its synchronous standby",
+    "remote_write": "has been synced to the primary's disk, and is in the memory of its synchronous standby's machine",
+    "local": "has been synced to the primary's disk, and does not wait for the standbys",
+}
+"""What PostgreSQL says of the levels of `synchronous_commit` where `synchronous_standby_names` is set."""
+
+_ONE_DISK = "has been synced to the database's disk, and no standby is waited for"
+
+
+def _durability(fsync: bool | None, level: str | None, standbys: bool) -> str:
     if fsync is None:
         said = f"synchronous_commit={level}" if level else "it has no synchronous_commit either"
         return f"This engine says nothing of fsync: what a committed write survives is in its documentation ({said})."
     if not fsync:
         return "UNSAFE: fsync=off, a crash of the database's machine loses acknowledged writes."
-    return f"An acknowledged write has been synced to the database's disk (synchronous_commit={level})."
+    place = _PLACES.get(level or "") if standbys else None
+    return f"An acknowledged write {place or _ONE_DISK} (synchronous_commit={level})."
 
 
 def _was_overtaken(write: Write, outcome: Outcome) -> bool:

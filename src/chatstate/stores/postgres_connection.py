@@ -234,6 +234,7 @@ def session_settings() -> dict[str, str]:
         "lock_timeout": str(LOCK_MILLISECONDS),
         "default_transaction_isolation": "read committed",
         "idle_in_transaction_session_timeout": str(COMMAND_SECONDS * 1000),
+        "client_min_messages": "warning",  # there is one that counts: `acquired`
         # A plan that was made while a table was empty reads all of it, and is kept while the table grows.
         "enable_seqscan": "off",
         "jit": "off",
@@ -369,9 +370,18 @@ def _translate(error: asyncpg.PostgresError) -> StoreError:
     return StoreUnavailable(f"PostgreSQL cannot carry out the statement (SQLSTATE {state}). Nothing was written.")
 
 
+_WAITS_FOR_STANDBYS = "SyncRepWaitForLSN"
+"""The function of PostgreSQL (syncrep.c) whose warnings say that the wait has ended too early. Their text is translated
+(`lc_messages`), and their SQLSTATE is that of any warning; each message names the function that it comes from."""
+
+
 @asynccontextmanager
 async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
-    """A connection of the pool. Raises `StoreBusy` when none is free in time, `StoreUnavailable` when none is made."""
+    """A connection of the pool. Raises `StoreBusy` when none is free in time, `StoreUnavailable` when none is made.
+
+    And raises `OutcomeUnknown` at its end, when PostgreSQL has told of a success on it that it warns of: somebody has
+    cancelled the wait for the synchronous standby, and what is committed here is lost if that is promoted.
+    """
     with translated(in_doubt=False):
         try:
             connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
@@ -379,16 +389,31 @@ async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
             raise StoreBusy(
                 f"No connection to the database within {ACQUIRE_SECONDS} s. Nothing was written."
             ) from error
-    done = False
+    done = doubtful = False
+
+    def hear(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        nonlocal doubtful  # the driver calls this before it gives the statement's result
+        doubtful |= getattr(message, "server_source_function", None) == _WAITS_FOR_STANDBYS
+
     try:
+        with translated(in_doubt=False):
+            connection.add_log_listener(hear)
         yield connection
         done = True
     finally:
         # Whoever waits may be cancelled; the connection must be given back whole all the same.
-        await asyncio.shield(_give_back(pool, connection, done))
+        await asyncio.shield(_give_back(pool, connection, done, hear))
+    if doubtful:
+        raise OutcomeUnknown(_NOT_REPLICATED)
 
 
-async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Any, done: bool) -> None:
+_NOT_REPLICATED = (
+    "The write is committed, but perhaps on the primary alone: the wait for its synchronous standby was cancelled. "
+    "Load before you retry."
+)
+
+
+async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Any, done: bool, listener: object) -> None:
     """A connection that cannot be given back whole is thrown away by the pool; no answer changes by that.
 
     done  whether all was carried out. The driver has a statement parsed with a Flush, not a Sync (PostgreSQL,
@@ -397,5 +422,7 @@ async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Any, done: 
     if not done:
         with suppress(*DRIVER_ERRORS):
             await connection.execute("SELECT", timeout=_SETTLE_SECONDS)
+    with suppress(*DRIVER_ERRORS):
+        connection.remove_log_listener(listener)
     with suppress(*DRIVER_ERRORS):
         await pool.release(connection)
