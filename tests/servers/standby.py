@@ -106,7 +106,9 @@ class Pair:
 
     async def create_database(self) -> str:
         """Create an empty database; its URL, with the first server's address before that of the second one."""
-        return self.url(database_of(await self.primary.create_database()))
+        url = self.url(database_of(await self.primary.create_database()))
+        await self._applied()
+        return url
 
     def url(self, database: str, **query: str) -> str:
         """`postgresql://user:password@host:port,host:port/database?query`."""
@@ -124,6 +126,15 @@ class Pair:
             async with asyncio.timeout(_SECONDS):
                 while not await connection.fetchval(question):
                     await connection.execute("SELECT pg_sleep(0.01)")
+        finally:
+            await connection.close()
+
+    async def _applied(self) -> None:
+        """Wait until the standby shows what is committed; what commits wait for else is that it has it on its disk."""
+        settings = {"synchronous_commit": "remote_apply"}
+        connection = await asyncpg.connect(self.primary.url("postgres"), server_settings=settings)
+        try:
+            await connection.execute("SELECT pg_logical_emit_message(true, '', '')")
         finally:
             await connection.close()
 

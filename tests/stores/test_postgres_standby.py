@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
 
 import pytest
 from msgspec.structs import replace
 
-from chatstate.errors import OutcomeUnknown
+from chatstate.errors import OutcomeUnknown, StoreBusy, StoreError, StoreUnavailable, StoreUnreachable
 from chatstate.mailbox import Receive
-from chatstate.model import KEEP, Rewrite, Session
+from chatstate.model import ABSENT, KEEP, ReplayQuery, Rewrite, Session
 from chatstate.record import PutRecord
-from chatstate.stores import postgres_connection
+from chatstate.stores import postgres_connection, postgres_primary
 from chatstate.stores.contract import LATER, NOW, saving
+from chatstate.stores.postgres import PostgresStore
 from chatstate.stores.turn_contract import key
 from chatstate.stores.visit_contract import creating
+from tests.servers.fault_proxy import FaultProxy
 from tests.servers.memory import memory_folder
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.ports import at_port
 from tests.servers.postgres import database_of, wheels
-from tests.servers.standby import Pair, ask, frozen
+from tests.servers.standby import Pair, ask, demote, frozen
 from tests.stores.test_postgres_faults import (
     CALLS,
     Call,
+    Writer,
     commit_one,
     connected,
     load_one,
@@ -31,6 +36,9 @@ from tests.stores.test_postgres_faults import (
     make_trigger,
     one_of_each,
     opened,
+    until,
+    until_each_saved,
+    until_idle,
     until_it_works,
 )
 
@@ -93,6 +101,35 @@ async def test_so_it_does_through_a_pooler(kind: str, pair: Pair, url: str) -> N
             await store.commit([PutRecord(collection="c", key="old", document="{}", now=NOW, expires_at=NOW)])
             assert isinstance(await cancelled(pair, COMMITS[kind](store)), OutcomeUnknown)
             await until_it_works(store)
+
+
+REPEATED: dict[str, Call] = {
+    "keyed": COMMITS["keyed"],
+    "keyed and expecting": lambda store: store.commit([replace(saving("a", "new", ABSENT), once=key())]),
+    "looked for": lambda store: store.list(ReplayQuery(user_session_id="a", once=key(), now=NOW)),
+    "mail": COMMITS["mail"],
+}
+"""Each way in which a write that is repeated is acknowledged for what is there already."""
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("kind", REPEATED)
+async def test_a_repeated_write_is_not_acknowledged_before_the_standby_has_the_first(
+    kind: str, pooled: bool, pair: Pair, url: str
+) -> None:
+    first = COMMITS["keyed"] if kind == "looked for" else REPEATED[kind]
+    with PgBouncer(pair.primary) as pooler:
+        async with opened(pooler.url(database_of(url)) if pooled else url) as store:
+            with frozen(pair.standby):
+                task = asyncio.ensure_future(first(store))
+                await ask(pair.primary, f"SELECT pg_cancel_backend({await pair.waiting()})")
+                with pytest.raises(OutcomeUnknown):
+                    await task
+                again = asyncio.ensure_future(REPEATED[kind](store))
+                await pair.waiting()
+                assert not again.done()
+            assert await again
+        await pair.caught_up()
 
 
 async def test_a_cancelled_wait_is_noticed_though_the_role_wants_to_see_no_warnings(pair: Pair, url: str) -> None:
@@ -162,3 +199,212 @@ async def test_the_status_says_what_an_acknowledged_write_survives(
     await ask(pair.primary, f"ALTER DATABASE {database_of(url)} SET synchronous_commit = {level}")
     async with opened(url) as store:
         assert words in (await store.status()).durability
+
+
+# --- The primary is another host ------------------------------------------------------------------------------------
+
+GO_ON_SECONDS = 10
+"""How soon after a promotion a store works again."""
+
+
+@pytest.fixture
+async def own_pair() -> AsyncIterator[Pair]:
+    """Servers that a test may end and promote."""
+    pair = await asyncio.to_thread(Pair.create, wheels()[0], parent=memory_folder())
+    yield pair
+    await asyncio.to_thread(pair.close)
+
+
+async def ports(store: PostgresStore) -> set[int]:
+    """Where all connections of the store lead to, while all are in use."""
+    async with AsyncExitStack() as stack:
+        connections = [
+            await stack.enter_async_context(postgres_connection.acquired(store._open_pool))
+            for _ in range(postgres_connection.DEFAULT_POOL_SIZE)
+        ]
+        return {await connection.fetchval("SELECT inet_server_port()") for connection in connections}
+
+
+async def until_it_goes_on(store: PostgresStore) -> None:
+    """The store, without being opened again, saves and loads in time."""
+    await until(lambda: works(store), GO_ON_SECONDS)
+
+
+async def works(store: PostgresStore) -> bool:
+    try:
+        saved = await commit_one(store, saving("again"))
+        return bool(await load_one(store, "again") == saved)
+    except StoreError:
+        return False
+
+
+async def test_whatever_the_order_of_the_hosts_the_primary_is_used(pair: Pair) -> None:
+    url = await pair.create_database()
+    for order in ((pair.primary, pair.standby), (pair.standby, pair.primary)):
+        async with opened(at_port(url, *(server.port for server in order))) as store:
+            assert await ports(store) == {pair.primary.port}
+            assert f"{order[0].port},127.0.0.1:{order[1].port}" in (await store.status()).store
+
+
+async def test_hosts_may_be_named_in_the_query(pair: Pair) -> None:
+    parts = urlsplit(at_port(await pair.create_database(), pair.standby.port))
+    query = f"host=127.0.0.1,127.0.0.1&port={pair.standby.port},{pair.primary.port}"
+    url = parts._replace(netloc=f"{parts.username}:{parts.password}@", query=query).geturl()
+    async with opened(url) as store:
+        assert await ports(store) == {pair.primary.port}
+
+
+async def test_a_url_may_ask_for_another_host_than_the_primary(pair: Pair) -> None:
+    url = pair.url(database_of(await pair.create_database()), target_session_attrs="standby")
+    async with opened(url, migrated=False) as store:
+        assert await ports(store) == {pair.standby.port}
+        with pytest.raises(StoreUnavailable):
+            await store.status()
+
+
+async def test_a_wrong_password_is_told_as_with_one_host(pair: Pair) -> None:
+    url = (await pair.create_database()).replace(pair.primary.password, "wrong")
+    with pytest.raises(StoreUnreachable, match="refused the login"):
+        await PostgresStore(url).open()
+
+
+async def test_hosts_of_which_none_is_a_primary_are_told_one_by_one(own_pair: Pair) -> None:
+    url = await own_pair.create_database()
+    await asyncio.to_thread(own_pair.primary.kill)
+    with pytest.raises(StoreUnreachable, match="has no primary") as caught:
+        await PostgresStore(url).open()
+    assert f"127.0.0.1:{own_pair.standby.port} takes no writes" in caught.value.message
+    assert "Connect call failed" in caught.value.message
+    assert "pg_promote()" in caught.value.message
+    assert own_pair.primary.password not in caught.value.message
+
+
+async def test_after_a_promotion_the_store_goes_on_with_everything_acknowledged(own_pair: Pair) -> None:
+    url = await own_pair.create_database()
+    async with opened(url) as store:
+        writers = [Writer(store, f"writer-{number}") for number in range(8)]
+        tasks = [asyncio.create_task(writer.run()) for writer in writers]
+        await until_each_saved(writers)
+        await asyncio.to_thread(own_pair.primary.kill)
+        await asyncio.gather(*tasks)
+        with pytest.raises(StoreUnavailable, match="None of the store URL's hosts"):
+            await store.status()
+        await own_pair.promote()
+        await until_it_goes_on(store)
+        for writer in writers:
+            await writer.check()
+        assert await ports(store) == {own_pair.standby.port}
+        assert "no standby is waited for" in (await store.status()).durability
+
+
+async def test_a_primary_that_hangs_is_left_behind_with_all_that_waits_for_it(own_pair: Pair) -> None:
+    """Its machine is gone without a word: nothing is refused, and nothing answers."""
+    url = await own_pair.create_database()
+    async with (
+        FaultProxy(own_pair.primary.host, own_pair.primary.port) as proxy,
+        opened(at_port(url, proxy.port, own_pair.standby.port)) as store,
+    ):
+        await ports(store)  # all connections are made
+        proxy.blackhole()
+        waiting = [asyncio.ensure_future(commit_one(store, saving(f"waiting-{number}"))) for number in range(20)]
+        await own_pair.promote()
+        await until_it_goes_on(store)
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {OutcomeUnknown, StoreBusy, StoreUnavailable, Session}
+        assert OutcomeUnknown in map(type, outcomes)
+        assert await ports(store) == {own_pair.standby.port}
+        async with connected(at_port(url, own_pair.standby.port)) as other:
+            await until_idle(other, postgres_connection.DEFAULT_POOL_SIZE + 1)
+
+
+async def test_a_first_host_that_hangs_holds_up_no_start(pair: Pair) -> None:
+    url = await pair.create_database()
+    async with FaultProxy(pair.standby.host, pair.standby.port) as proxy:
+        proxy.blackhole()
+        async with opened(at_port(url, proxy.port, pair.primary.port)) as store:
+            async with asyncio.timeout(GO_ON_SECONDS):
+                assert await ports(store) == {pair.primary.port}
+
+
+async def test_a_primary_that_was_left_behind_is_not_read_from_any_more(own_pair: Pair) -> None:
+    """Nobody has ended it: it runs, and says that it is the primary. It waits for its standby at each write."""
+    url = await own_pair.create_database()
+    async with opened(url) as store, opened(at_port(url, own_pair.standby.port), migrated=False) as other:
+        await commit_one(store, saving("a", "old"))
+        await own_pair.promote()
+        new = await commit_one(other, saving("a", "new"))
+
+        async def is_read() -> bool:
+            return bool(await load_one(store, "a") == new)
+
+        await until(is_read, GO_ON_SECONDS)
+        await until_it_goes_on(store)
+        assert await ports(store) == {own_pair.standby.port}
+        await asyncio.to_thread(own_pair.standby.kill)
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await load_one(store, "a")
+            await store._primary._look()
+        await asyncio.to_thread(own_pair.standby.start)
+        await until_it_goes_on(store)
+
+
+async def test_databases_without_timelines_are_used_in_the_order_of_the_url(
+    own_pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that only speak the protocol: each host takes writes."""
+    monkeypatch.setattr(postgres_primary, "_TIMELINE", "SELECT no_such_function()")
+    url = await own_pair.create_database()
+    await own_pair.promote()
+    async with opened(url, migrated=False) as store:
+        for _ in range(3):
+            await store._primary._look()
+            assert await ports(store) == {own_pair.primary.port}
+        await asyncio.to_thread(own_pair.primary.kill)
+        await until(lambda: has_moved(store, own_pair.standby.port), GO_ON_SECONDS)
+    assert caplog.text.count("the primary is") == 1
+
+
+async def has_moved(store: PostgresStore, port: int) -> bool:
+    try:
+        return await ports(store) == {port}
+    except StoreError:
+        return False
+
+
+async def test_a_connection_to_a_host_that_takes_no_writes_is_not_used_again(url: str) -> None:
+    async with opened(url, pool_size=2) as store:
+        for _ in range(2):
+            async with postgres_connection.acquired(store._open_pool) as connection:
+                await connection.execute("SET default_transaction_read_only = on")
+        with pytest.raises(StoreUnavailable, match="takes no writes"):
+            await commit_one(store, saving("a"))
+        for _ in range(4):
+            await commit_one(store, saving("a"))
+
+
+async def test_a_primary_that_was_demoted_behind_a_pooler_says_so(own_pair: Pair) -> None:
+    url = await own_pair.create_database()
+    with PgBouncer(own_pair.primary) as pooler:
+        async with opened(pooler.url(database_of(url))) as store:
+            await commit_one(store, saving("a"))
+            await asyncio.to_thread(demote, own_pair.primary)
+            for _ in range(3):
+                with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                    await commit_one(store, saving("a"))
+            await ask(own_pair.primary, "SELECT pg_promote()")
+            await ask(own_pair.primary, "ALTER SYSTEM RESET synchronous_standby_names")
+            await ask(own_pair.primary, "SELECT pg_reload_conf()")
+            await until_it_goes_on(store)
+
+
+async def test_two_poolers_before_two_hosts_are_hosts_as_well(own_pair: Pair) -> None:
+    name = database_of(await own_pair.create_database())
+    with PgBouncer(own_pair.standby) as there, PgBouncer(own_pair.primary) as here:
+        async with opened(at_port(own_pair.url(name), there.port, here.port)) as store:
+            assert "pooler" in (await store.status()).store
+            await commit_one(store, saving("a"))
+            await asyncio.to_thread(own_pair.primary.kill)
+            await own_pair.promote()
+            await until_it_goes_on(store)
+            assert await load_one(store, "a")

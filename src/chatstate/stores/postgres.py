@@ -70,6 +70,7 @@ from chatstate.stores.postgres_connection import (
     unreachable_explained,
 )
 from chatstate.stores.postgres_hints import PostgresHints
+from chatstate.stores.postgres_primary import Primary
 from chatstate.stores.postgres_schema import Schema, inspect, migrate, script
 from chatstate.stores.postgres_sessions import moment, parameters
 from chatstate.stores.replies import Sealing, Written
@@ -100,13 +101,15 @@ class PostgresStore(Store):
         self._schema: Schema | None = None  # none without a table
         self._begin = "BEGIN"
         self._hints = PostgresHints()
+        self._primary = Primary(self._url)
 
     async def open(self) -> None:
         with unreachable_explained(self._url.place):
-            facts = await ask_facts(self._url)
+            facts = await ask_facts(self._url, self._primary.connect)
         self._check(facts)
         with unreachable_explained(self._url.place):
-            self._pool = await create_pool(self._url, facts)
+            self._pool = await create_pool(self._url, facts, self._primary.connect)
+        self._primary.watch()
         self._facts = facts
         if facts.through_pooler:
             settings = facts.settings.items()
@@ -139,6 +142,7 @@ class PostgresStore(Store):
         if self._pool:
             pool, self._pool = self._pool, None
             await close_pool(pool)
+        await self._primary.close()
 
     async def migrate(self) -> list[str]:
         async with acquired(self._open_pool) as connection:

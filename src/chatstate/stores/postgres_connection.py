@@ -65,7 +65,7 @@ class Connection(Protocol):
     async def execute(self, query: str) -> object: ...
 
 
-_HOST = re.compile(r"(?:\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 
 
 class PostgresUrl(Struct, frozen=True):
@@ -79,6 +79,13 @@ class PostgresUrl(Struct, frozen=True):
     pool_size: int
     through_pooler: bool
     settings: Mapping[str, str] = {}
+    hosts: tuple[tuple[str, int], ...] = ()
+    target: str = ""
+
+    @property
+    def wants_primary(self) -> bool:
+        """Whether it names several hosts, and means the one of them that is the primary (`target_session_attrs`)."""
+        return len(self.hosts) > 1 and self.target in ("", "primary", "read-write")
 
     @property
     def place(self) -> str:
@@ -113,13 +120,30 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
         pool_size=pool_size or int(limit or DEFAULT_POOL_SIZE),
         through_pooler=through_pooler,
         settings={name: value for name, value in query.items() if name in session_settings()},
+        hosts=_hosts(parts.netloc.rpartition("@")[2], query),
+        target=query.get("target_session_attrs", ""),
     )
+
+
+def _hosts(netloc: str, query: dict[str, str]) -> tuple[tuple[str, int], ...]:
+    """The hosts with their ports; libpq has a second way to name them, in the query."""
+    ports = query.get("port", "").split(",")
+    found = []
+    for number, place in enumerate((netloc or query.get("host", "")).split(",")):
+        match = _HOST.fullmatch(place)
+        port = (match and match[2]) or ports[number if len(ports) > 1 and number < len(ports) else 0]
+        address = match[1].strip("[]") if match else place
+        found.append((unquote(address) or "localhost", int(port) if port.isdigit() else _PORT))
+    return tuple(found)
+
+
+_PORT = 5432
 
 
 def _is_host(text: str) -> bool:
     """Whether the text is a name or an address, perhaps with a port."""
     match = _HOST.fullmatch(text)
-    return match is not None and int(match[1] or 0) <= 65535
+    return match is not None and int(match[2] or 0) <= 65535
 
 
 def _badly_quoted() -> InvalidSetting:
@@ -169,19 +193,23 @@ SELECT
 stands first in the search path of a user called chatstate."""
 
 
-async def ask_facts(url: PostgresUrl) -> Facts:
+Connect = Callable[..., Awaitable[Any]]
+"""The driver's `connect`, or that of a `Primary`."""
+
+
+async def ask_facts(url: PostgresUrl, connect: Connect) -> Facts:
     """Connect once, see whether a transaction pooler stands in between, and ask the server about itself."""
     known = {**session_settings(), **url.settings}
     if url.through_pooler:
-        return await _ask(url, True, known)
+        return await _ask(url, connect, True, known)
     try:
-        return await _ask(url, False, known)
+        return await _ask(url, connect, False, known)
     except asyncpg.ProtocolViolationError as error:
         if "startup parameter" not in str(error):
             raise
-        return await _ask(url, True, known)
+        return await _ask(url, connect, True, known)
     except _SETTING_REFUSED:
-        return await _ask(url, False, await _known_settings(url, known))
+        return await _ask(url, connect, False, await _known_settings(url, connect, known))
 
 
 _SETTING_REFUSED = (
@@ -193,10 +221,10 @@ _SETTING_REFUSED = (
 """What engines say of a setting that they do not have, or not with this value."""
 
 
-async def _known_settings(url: PostgresUrl, settings: Mapping[str, str]) -> dict[str, str]:
+async def _known_settings(url: PostgresUrl, connect: Connect, settings: Mapping[str, str]) -> dict[str, str]:
     """Those of the settings that the server takes. It is asked for each: how it names one that it refuses, it may say
     in its own words."""
-    connection = await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS)
+    connection = await connect(url.dsn, timeout=CONNECT_SECONDS)
     known = {}
     try:
         for name, value in settings.items():
@@ -209,9 +237,9 @@ async def _known_settings(url: PostgresUrl, settings: Mapping[str, str]) -> dict
     return known
 
 
-async def _ask(url: PostgresUrl, through_pooler: bool, settings: Mapping[str, str]) -> Facts:
+async def _ask(url: PostgresUrl, connect: Connect, through_pooler: bool, settings: Mapping[str, str]) -> Facts:
     options = connection_options(through_pooler, settings)
-    connection = await asyncpg.connect(url.dsn, timeout=CONNECT_SECONDS, **options)
+    connection = await connect(url.dsn, timeout=CONNECT_SECONDS, **options)
     try:
         async with connection.transaction():
             engine, version, encoding, fsync, level, schema = await connection.fetchrow(_FACTS)
@@ -258,9 +286,10 @@ _PLAN_SECONDS = 30
 """How long a plan is used. One that was made for a small table does not suit the large one that it may have become."""
 
 
-async def create_pool(url: PostgresUrl, facts: Facts) -> asyncpg.Pool[asyncpg.Record]:
+async def create_pool(url: PostgresUrl, facts: Facts, connect: Connect) -> asyncpg.Pool[asyncpg.Record]:
     return await asyncpg.create_pool(
         url.dsn,
+        connect=connect,
         min_size=0,  # a floor would print a stack trace whenever the database is away
         max_size=url.pool_size,
         timeout=CONNECT_SECONDS,
@@ -298,6 +327,9 @@ def unreachable_explained(place: str) -> Iterator[None]:
         ) from error
     except asyncpg.TooManyConnectionsError as error:
         raise StoreUnreachable(f"PostgreSQL at {place} has no free connection. Raise max_connections there.") from error
+    except NoPrimary as error:
+        repair = "Promote a standby there (SELECT pg_promote()), or name the primary in the store URL."
+        raise StoreUnreachable(f"PostgreSQL at {place} has no primary: {error}. {repair}") from error
     except PrivilegeMissing as error:
         raise StoreUnreachable(f"PostgreSQL at {place} cannot be used. {error.message}") from error
     except (*DRIVER_ERRORS, ValueError, StoreError) as error:
@@ -316,6 +348,14 @@ _CONNECTION_LOST = (
     asyncpg.InternalClientError,
     OSError,
 )
+
+
+class NoPrimary(ConnectionError):
+    """Of several hosts none is the primary; the message says what each of them is."""
+
+
+class Demoted(StoreUnavailable):
+    """The database takes no writes: it is a standby, or was made read-only. Nothing was written; try again."""
 
 
 class RolledBack(SessionLocked):
@@ -343,8 +383,12 @@ def translated(*, in_doubt: bool) -> Iterator[None]:
     """
     try:
         yield
+    except NoPrimary as error:
+        raise StoreUnavailable("None of the store URL's hosts is a primary now. Nothing was written.") from error
     except (*_CONNECTION_LOST, asyncpg.StatementCompletionUnknownError) as error:
         raise OutcomeUnknown if in_doubt else StoreUnavailable from error
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        raise Demoted from error
     except asyncpg.PostgresError as error:
         raise _translate(error) from error
 
@@ -400,6 +444,11 @@ async def acquired(pool: asyncpg.Pool[asyncpg.Record]) -> AsyncIterator[Any]:
             connection.add_log_listener(hear)
         yield connection
         done = True
+    except Demoted:
+        # The host was the primary when this connection was made, and those beside it.
+        connection.terminate()
+        await pool.expire_connections()
+        raise
     finally:
         # Whoever waits may be cancelled; the connection must be given back whole all the same.
         await asyncio.shield(_give_back(pool, connection, done, hear))

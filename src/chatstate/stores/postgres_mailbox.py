@@ -74,7 +74,11 @@ async def _receive(connection: Connection, schema: Schema, writes: Sequence[Rece
         )
         for place, write in enumerate(writes)
     ]
-    return {row[0] for row in await connection.fetch(_statement(schema, "receive"), *_columns(rows))}
+    new = {row[0] for row in await connection.fetch(_statement(schema, "receive"), *_columns(rows))}
+    known = [write.key for write in writes if write.key not in new]
+    if known:
+        await connection.fetch(_statement(schema, "known_entries"), known)
+    return new
 
 
 async def _apply(connection: Connection, schema: Schema, write: MailWrite) -> MailOutcome:

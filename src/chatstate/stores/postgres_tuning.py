@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
-import asyncpg
 from msgspec import Struct
 
 from chatstate.errors import PrivilegeMissing, SessionLocked, StoreError, StoreUnavailable
@@ -23,6 +22,7 @@ from chatstate.stores.postgres_connection import (
     translated,
     unreachable_explained,
 )
+from chatstate.stores.postgres_primary import Primary
 from chatstate.stores.postgres_schema import LOCK_TRIES, Schema
 
 
@@ -115,14 +115,18 @@ class PostgresTuning:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[Any, Facts]]:
-        with unreachable_explained(self._url.place):
-            facts = await ask_facts(self._url)
-            options = connection_options(facts.through_pooler, facts.settings)
-            connection = await asyncpg.connect(self._url.dsn, timeout=CONNECT_SECONDS, **options)
+        primary = Primary(self._url)
         try:
-            yield connection, facts
+            with unreachable_explained(self._url.place):
+                facts = await ask_facts(self._url, primary.connect)
+                options = connection_options(facts.through_pooler, facts.settings)
+                connection = await primary.connect(self._url.dsn, timeout=CONNECT_SECONDS, **options)
+            try:
+                yield connection, facts
+            finally:
+                await connection.close(timeout=CONNECT_SECONDS)
         finally:
-            await connection.close(timeout=CONNECT_SECONDS)
+            await primary.close()
 
 
 async def _execute(connection: Any, step: TuningStep) -> None:
