@@ -12,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 import apsw
 import pytest
 
-from tests.servers.load import Connection, History, Load, LostWrite
+from tests.servers.history import LostWrite
+from tests.servers.load import Connection, History, Load
 from tests.servers.postgres import PostgresServer
 from tests.servers.process import ServerProcess
 

@@ -1,4 +1,4 @@
-"""Many clients that write to few sessions at once, and a checker that knows what the answers have promised.
+"""Many clients that write to few sessions at once, and the history of what they were told.
 
     history = History(seed)
     async with Load(history, server.port) as load:
@@ -8,33 +8,29 @@
     await history.check(server.port)
 
 Each client has one connection and goes on until it breaks, is closed or the load ends. Every request is recorded with
-its time span and answer; the checker compares all of them with what a store that loses nothing may answer. It needs no
-order between clients that write to one session at the same time: only what one answer tells before another request
-begins binds that one.
+its time span and answer, and `tests/servers/history.py` compares all of them with what a store that loses nothing may
+answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import random
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, NamedTuple, Self
 
+from .history import Entry, LostWrite, Outcome, Tag, Verb, check
 from .ports import LOOPBACK
 
 ANSWER_SECONDS = 30.0
 RETRY_SECONDS = 0.02
 """How long a client waits before it asks a store again that could not answer."""
-
-Verb = Literal["save", "touch", "delete", "load"]
-Outcome = Literal["ok", "failed", "unknown"]
 
 
 class Answer(NamedTuple):
@@ -93,61 +89,6 @@ class Connection:
         return Answer(int(head.split()[1]), headers, body)
 
 
-# --- What was asked and answered --------------------------------------------------------------------------------------
-
-
-class Tag(NamedTuple):
-    """One version of one life of a session."""
-
-    session_id: str
-    version: int
-
-    @classmethod
-    def of(cls, etag: str) -> Tag:
-        session_id, _, version = etag.strip('"').rpartition("-")
-        return cls(session_id, int(version))
-
-    def __str__(self) -> str:
-        return f'"{self.session_id}-{self.version}"'
-
-
-@dataclass(slots=True)
-class Entry:
-    """One request. `sent`: the state in it; `tag`, `state`: the version that its answer tells of."""
-
-    user_session_id: str
-    verb: Verb
-    sent: str | None
-    start: float
-    end: float = math.inf
-    outcome: Outcome = "unknown"
-    status: int = 0
-    tag: Tag | None = None
-    state: str | None = None
-
-    def answered(self, answer: Answer) -> None:
-        """Note what the answer says."""
-        self.end, self.status = time.monotonic(), answer.status
-        content = json.loads(answer.body)
-        if answer.status in (200, 201):
-            self.outcome = "ok"
-            self.state = content.get("chat_state")
-            self.tag = Tag.of(answer.headers["etag"]) if "etag" in answer.headers else None
-        elif answer.status in (404, 412) or (answer.status == 503 and content.get("outcome") != "unknown"):
-            self.outcome = "failed"
-        else:
-            self.end = math.inf  # what an unknown request does, it may do later
-
-    @property
-    def shows_absence(self) -> bool:
-        """Whether the answer says that there was no session at some moment in its span."""
-        return self.status in (201, 404)
-
-
-class LostWrite(AssertionError):
-    """The answers contradict each other; the message says how, and names the seed."""
-
-
 @dataclass
 class History:
     """Every request of a test, over all its faults, and what follows from the answers."""
@@ -164,8 +105,10 @@ class History:
         """The source of one client's choices in the next load."""
         return random.Random(f"{self.seed} {next(self._loads)} {worker}")
 
-    def begin(self, user_session_id: str, verb: Verb, sent: str | None = None) -> Entry:
-        entry = Entry(user_session_id, verb, sent, time.monotonic())
+    def begin(
+        self, user_session_id: str, verb: Verb, sent: str | None = None, expects: Tag | Literal[""] | None = None
+    ) -> Entry:
+        entry = Entry(user_session_id, verb, sent, time.monotonic(), expects=expects)
         self.entries.append(entry)
         return entry
 
@@ -190,153 +133,10 @@ class History:
         async with await Connection.open(port) as connection:
             for user_session_id in sorted({entry.user_session_id for entry in self.entries}):
                 entry = self.begin(user_session_id, "load")
-                entry.answered(await connection.request("GET", f"/chat-state-sessions/{user_session_id}"))
+                entry.answered(*await connection.request("GET", f"/chat-state-sessions/{user_session_id}"))
                 if entry.status not in (200, 404):
                     raise LostWrite(f"{user_session_id} cannot be loaded: status {entry.status}")
-        self.verify()
-
-    def verify(self) -> None:
-        """Raise LostWrite where answers contradict each other."""
-        by_id: dict[str, list[Entry]] = defaultdict(list)
-        for entry in self.entries:
-            by_id[entry.user_session_id].append(entry)
-        for user_session_id, entries in by_id.items():
-            for rule in RULES:
-                for entry in rule(entries):
-                    told = "\n".join(f"  {other}"[:300] for other in _neighbours(entries, entry))
-                    raise LostWrite(f"seed {self.seed}, {user_session_id}: {rule.__doc__} Not so:\n  {entry}\n{told}")
-
-
-def _neighbours(entries: list[Entry], entry: Entry) -> list[Entry]:
-    position = next(number for number, other in enumerate(entries) if other is entry)
-    return entries[max(0, position - 12) : position]
-
-
-# --- What a store that loses nothing may answer; each rule yields the requests whose answers break it -----------------
-
-
-def _sightings(entries: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.outcome == "ok" and entry.tag]
-
-
-def _deletes(entries: Iterable[Entry]) -> list[Entry]:
-    return [entry for entry in entries if entry.verb == "delete" and entry.outcome != "failed"]
-
-
-def only_known_statuses(entries: list[Entry]) -> Iterator[Entry]:
-    """Only success, absence, a failed precondition and an unavailable store are answered."""
-    return (entry for entry in entries if entry.status not in (0, 200, 201, 404, 412, 503))
-
-
-def writes_answer_what_was_sent(entries: list[Entry]) -> Iterator[Entry]:
-    """An acknowledged write answers with the very state that was sent."""
-    return (entry for entry in _sightings(entries) if entry.verb == "save" and entry.state != entry.sent)
-
-
-def one_version_has_one_writer(entries: list[Entry]) -> Iterator[Entry]:
-    """No two acknowledged writes have the same version."""
-    seen: set[Tag] = set()
-    for entry in _sightings(entries):
-        if entry.verb != "load" and entry.tag:
-            if entry.tag in seen:
-                yield entry
-            seen.add(entry.tag)
-
-
-def one_version_has_one_state(entries: list[Entry]) -> Iterator[Entry]:
-    """Whoever sees a version sees the same state, byte for byte."""
-    states: dict[Tag, str | None] = {}
-    for entry in _sightings(entries):
-        if entry.tag and states.setdefault(entry.tag, entry.state) != entry.state:
-            yield entry
-
-
-def only_sent_states_are_seen(entries: list[Entry]) -> Iterator[Entry]:
-    """What is seen was sent before, by a request that did not report its failure."""
-    sent = {entry.sent: entry.start for entry in entries if entry.sent and entry.outcome != "failed"}
-    for entry in _sightings(entries):
-        if entry.state is None or sent.get(entry.state, math.inf) > entry.end:
-            yield entry
-
-
-def versions_never_go_back(entries: list[Entry]) -> Iterator[Entry]:
-    """A request that began after a version was seen sees that or a later one of it, and a write makes a later one."""
-    ended = sorted(_sightings(entries), key=lambda entry: entry.end)
-    newest: dict[str, int] = {}
-    position = 0
-    for entry in sorted(ended, key=lambda entry: entry.start):
-        while ended[position].end < entry.start:
-            tag = ended[position].tag
-            assert tag is not None
-            newest[tag.session_id] = max(newest.get(tag.session_id, 0), tag.version)
-            position += 1
-        assert entry.tag is not None
-        if entry.tag.version < newest.get(entry.tag.session_id, 0) + (entry.verb != "load"):
-            yield entry
-
-
-def versions_have_writers(entries: list[Entry]) -> Iterator[Entry]:
-    """There are no more versions than acknowledged writes and writes of unknown outcome."""
-    newest: dict[str, Entry] = {}
-    for entry in _sightings(entries):
-        assert entry.tag is not None
-        other = newest.setdefault(entry.tag.session_id, entry)
-        if other.tag and entry.tag.version > other.tag.version:
-            newest[entry.tag.session_id] = entry
-    versions = sum(entry.tag.version for entry in newest.values() if entry.tag)
-    writers = sum(entry.verb in ("save", "touch") and entry.outcome != "failed" for entry in entries)
-    if versions > writers:
-        yield max(newest.values(), key=lambda entry: entry.start)
-
-
-def sessions_vanish_only_by_deletion(entries: list[Entry]) -> Iterator[Entry]:
-    """A session that was seen is absent, or another one, only if a request to delete it came in between."""
-    ended = sorted(_sightings(entries), key=lambda entry: entry.end)
-    deletes = _deletes(entries)
-    latest: Entry | None = None
-    position = 0
-    for entry in sorted(
-        (entry for entry in entries if entry.tag or entry.shows_absence), key=lambda entry: entry.start
-    ):
-        while position < len(ended) and ended[position].end < entry.start:
-            if latest is None or ended[position].start > latest.start:
-                latest = ended[position]
-            position += 1
-        if latest is None or _same_life(entry, latest):
-            continue
-        if not any(delete.end > latest.start and delete.start < entry.end for delete in deletes):
-            yield entry
-
-
-def _same_life(entry: Entry, other: Entry) -> bool:
-    return bool(entry.tag and other.tag and entry.tag.session_id == other.tag.session_id)
-
-
-def the_deleted_stays_deleted(entries: list[Entry]) -> Iterator[Entry]:
-    """A session that was seen before an acknowledged deletion is never seen after it."""
-    lives: dict[str, list[Entry]] = defaultdict(list)
-    for entry in _sightings(entries):
-        assert entry.tag is not None
-        lives[entry.tag.session_id].append(entry)
-    deletions = [entry for entry in _deletes(entries) if entry.outcome == "ok"]
-    for seen in lives.values():
-        first, last = min(entry.end for entry in seen), max(seen, key=lambda entry: entry.start)
-        if any(first < deletion.start and deletion.end < last.start for deletion in deletions):
-            yield last
-
-
-Rule = Callable[[list[Entry]], Iterator[Entry]]
-RULES: tuple[Rule, ...] = (
-    only_known_statuses,
-    writes_answer_what_was_sent,
-    one_version_has_one_writer,
-    one_version_has_one_state,
-    only_sent_states_are_seen,
-    versions_never_go_back,
-    versions_have_writers,
-    sessions_vanish_only_by_deletion,
-    the_deleted_stays_deleted,
-)
+        check(self.entries, seed=self.seed)
 
 
 # --- The clients ------------------------------------------------------------------------------------------------------
@@ -428,15 +228,18 @@ class _Client:
             self._seen.pop(user_session_id, None)
         return entry, answer
 
-    async def _save(self, user_session_id: str, headers: dict[str, str] | None = None) -> tuple[Entry, Answer]:
+    async def _save(
+        self, user_session_id: str, headers: dict[str, str] | None = None, expects: Tag | Literal[""] | None = None
+    ) -> tuple[Entry, Answer]:
         state = self._history.new_state(self._random)
-        entry = self._history.begin(user_session_id, "save", state)
+        entry = self._history.begin(user_session_id, "save", state, expects)
         body = {"user_session_id": user_session_id, "chat_state": state}
         return await self._send(entry, "POST", "/chat-state-sessions", body, headers)
 
     async def _save_if_unchanged(self, user_session_id: str) -> tuple[Entry, Answer]:
         seen = self._seen.get(user_session_id)
-        return await self._save(user_session_id, {"If-Match": str(seen)} if seen else {"If-None-Match": "*"})
+        headers = {"If-Match": str(seen)} if seen else {"If-None-Match": "*"}
+        return await self._save(user_session_id, headers, seen or "")
 
     async def _update(self, user_session_id: str) -> tuple[Entry, Answer]:
         state = self._history.new_state(self._random)
@@ -460,7 +263,7 @@ class _Client:
         self, entry: Entry, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
     ) -> tuple[Entry, Answer]:
         answer = await self._connection.request(method, path, body, headers)
-        entry.answered(answer)
+        entry.answered(*answer)
         return entry, answer
 
 
