@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,7 +23,7 @@ from tests.servers.fault_proxy import FaultProxy
 from tests.servers.memory import memory_folder
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.ports import at_port
-from tests.servers.postgres import database_of, wheels
+from tests.servers.postgres import PostgresServer, database_of, wheels
 from tests.servers.standby import Pair, ask, demote, frozen
 from tests.stores.test_postgres_faults import (
     CALLS,
@@ -54,6 +54,12 @@ def pair() -> Iterator[Pair]:
 async def url(pair: Pair) -> str:
     """The URL of an empty database on the primary alone."""
     return at_port(await pair.create_database(), pair.primary.port)
+
+
+def pooler_of(server: PostgresServer) -> PgBouncer:
+    if not PgBouncer.find():
+        pytest.skip("no pgbouncer program on this machine (Debian: apt-get install pgbouncer)")
+    return PgBouncer(server)
 
 
 # --- Writes that the standby may not have -----------------------------------------------------------------------------
@@ -95,7 +101,7 @@ async def test_a_cancelled_wait_for_the_standby_leaves_the_outcome_unknown(kind:
 
 @pytest.mark.parametrize("kind", COMMITS)
 async def test_so_it_does_through_a_pooler(kind: str, pair: Pair, url: str) -> None:
-    with PgBouncer(pair.primary) as pooler:
+    with pooler_of(pair.primary) as pooler:
         async with opened(pooler.url(database_of(url))) as store:
             await make_rows(store)
             await store.commit([PutRecord(collection="c", key="old", document="{}", now=NOW, expires_at=NOW)])
@@ -118,8 +124,10 @@ async def test_a_repeated_write_is_not_acknowledged_before_the_standby_has_the_f
     kind: str, pooled: bool, pair: Pair, url: str
 ) -> None:
     first = COMMITS["keyed"] if kind == "looked for" else REPEATED[kind]
-    with PgBouncer(pair.primary) as pooler:
-        async with opened(pooler.url(database_of(url)) if pooled else url) as store:
+    with ExitStack() as stack:
+        if pooled:
+            url = stack.enter_context(pooler_of(pair.primary)).url(database_of(url))
+        async with opened(url) as store:
             with frozen(pair.standby):
                 task = asyncio.ensure_future(first(store))
                 await ask(pair.primary, f"SELECT pg_cancel_backend({await pair.waiting()})")
@@ -244,6 +252,22 @@ async def test_whatever_the_order_of_the_hosts_the_primary_is_used(pair: Pair) -
         async with opened(at_port(url, *(server.port for server in order))) as store:
             assert await ports(store) == {pair.primary.port}
             assert f"{order[0].port},127.0.0.1:{order[1].port}" in (await store.status()).store
+
+
+@pytest.mark.parametrize(
+    ("url", "hosts"),
+    [
+        ("postgresql://u:p@one/db", [("one", 5432)]),
+        ("postgresql:///db", [("localhost", 5432)]),
+        ("postgresql://u:p@one:1,two,[::1]:3,[::2]/db", [("one", 1), ("two", 5432), ("::1", 3), ("::2", 5432)]),
+        ("postgresql://u:p@one,two/db?port=6", [("one", 6), ("two", 6)]),
+        ("postgresql:///db?host=one,/run/postgresql&port=1,2", [("one", 1), ("/run/postgresql", 2)]),
+    ],
+)
+def test_the_hosts_of_a_url(url: str, hosts: list[tuple[str, int]]) -> None:
+    parsed = postgres_connection.parse_url(url, None)
+    assert list(parsed.hosts) == hosts
+    assert parsed.wants_primary == (len(hosts) > 1)
 
 
 async def test_hosts_may_be_named_in_the_query(pair: Pair) -> None:
@@ -385,7 +409,7 @@ async def test_a_connection_to_a_host_that_takes_no_writes_is_not_used_again(url
 
 async def test_a_primary_that_was_demoted_behind_a_pooler_says_so(own_pair: Pair) -> None:
     url = await own_pair.create_database()
-    with PgBouncer(own_pair.primary) as pooler:
+    with pooler_of(own_pair.primary) as pooler:
         async with opened(pooler.url(database_of(url))) as store:
             await commit_one(store, saving("a"))
             await asyncio.to_thread(demote, own_pair.primary)
@@ -400,7 +424,7 @@ async def test_a_primary_that_was_demoted_behind_a_pooler_says_so(own_pair: Pair
 
 async def test_two_poolers_before_two_hosts_are_hosts_as_well(own_pair: Pair) -> None:
     name = database_of(await own_pair.create_database())
-    with PgBouncer(own_pair.standby) as there, PgBouncer(own_pair.primary) as here:
+    with pooler_of(own_pair.standby) as there, pooler_of(own_pair.primary) as here:
         async with opened(at_port(own_pair.url(name), there.port, here.port)) as store:
             assert "pooler" in (await store.status()).store
             await commit_one(store, saving("a"))

@@ -104,6 +104,15 @@ class PostgresStore(Store):
         self._primary = Primary(self._url)
 
     async def open(self) -> None:
+        try:
+            await self._connect()
+            with unreachable_explained(self._url.place):
+                await self._prepare()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _connect(self) -> None:
         with unreachable_explained(self._url.place):
             facts = await ask_facts(self._url, self._primary.connect)
         self._check(facts)
@@ -114,12 +123,6 @@ class PostgresStore(Store):
         if facts.through_pooler:
             settings = facts.settings.items()
             self._begin = "BEGIN; " + "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in settings)
-        try:
-            with unreachable_explained(self._url.place):
-                await self._prepare()
-        except BaseException:
-            await self.close()
-            raise
 
     def _check(self, facts: Facts) -> None:
         if facts.encoding != "UTF8":

@@ -355,7 +355,7 @@ class NoPrimary(ConnectionError):
 
 
 class Demoted(StoreUnavailable):
-    """The database takes no writes: it is a standby, or was made read-only. Nothing was written; try again."""
+    """The database takes no writes (SQLSTATE 25006): is it a standby, or read-only? Nothing was written; try again."""
 
 
 class RolledBack(SessionLocked):

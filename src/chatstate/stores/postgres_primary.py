@@ -98,7 +98,7 @@ class _Host:
                 return int(await self._connection.fetchval(_TIMELINE), 16)
         except asyncpg.ObjectNotInPrerequisiteStateError:  # it has been made a standby since
             return 0
-        except (asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError):
+        except (asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError, ValueError, TypeError):
             self._has_timelines = False
             return 0
 
