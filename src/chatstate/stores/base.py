@@ -10,9 +10,10 @@ One session changes atomically, and nothing spans sessions: no store is asked fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from msgspec import Meta, Struct
 
@@ -44,16 +45,28 @@ from chatstate.model import (
     Write,
 )
 from chatstate.record import Record, RecordOutcome, RecordQuery, RecordWrite
+from chatstate.row import AnyRow, RowChanged, RowCount, RowQuery, RowWrite
 from chatstate.visit import UserSessionQuery, Visit, VisitOutcome, VisitQuery, VisitWrite
 
 if TYPE_CHECKING:
     from chatstate.stores.feed import Changed, Feed
     from chatstate.stores.replies import Sealing, Written
 
-AnyWrite = Write | VisitWrite | RecordWrite | MailWrite | Rewrite
+AnyWrite = Write | VisitWrite | RecordWrite | MailWrite | Rewrite | RowWrite
 """A write of any collection."""
 
-Outcome = Session | Deleted | Conflict | Replay | VisitOutcome | RecordOutcome | MailOutcome | Rewritten | StoreError
+Outcome = (
+    Session
+    | Deleted
+    | Conflict
+    | Replay
+    | VisitOutcome
+    | RecordOutcome
+    | MailOutcome
+    | Rewritten
+    | RowChanged
+    | StoreError
+)
 """What became of one write: the session, visit or record as it is now, its removal, or why nothing changed."""
 
 Query = (
@@ -67,6 +80,8 @@ Query = (
     | RecordQuery
     | MailQuery
     | StoredQuery
+    | RowQuery
+    | RowCount
 )
 Row = (
     Session
@@ -80,7 +95,9 @@ Row = (
     | InboxEntry
     | OutboxEntry
     | Stored
+    | AnyRow
     | str
+    | int
 )
 
 
@@ -89,6 +106,12 @@ class StoreStatus(Struct, frozen=True):
 
     store: Annotated[str, Meta(description="Which store this is, its version, and where it is.")]
     durability: Annotated[str, Meta(description="What an acknowledged write survives.")]
+
+
+class Reader(Protocol):
+    """What lists can be asked for of: a store, or what it was at one moment."""
+
+    async def list(self, query: Query) -> Sequence[Row]: ...
 
 
 class Store(ABC):
@@ -156,6 +179,14 @@ class Store(ABC):
     @abstractmethod
     async def list(self, query: Query) -> Sequence[Row]:
         """The rows that the query asks for, in its order, as of some moment during the call."""
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Reader]:
+        """What the store is at one moment, for whoever reads all of it, as long as the context lasts.
+
+        A store that cannot hold a moment gives itself: then each page is as of a moment of its own.
+        """
+        yield self
 
     @abstractmethod
     def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:

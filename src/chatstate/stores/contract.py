@@ -47,6 +47,7 @@ from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable, commit
 from chatstate.stores.feed_contract import FeedChecks
 from chatstate.stores.mailbox_contract import MailboxChecks
 from chatstate.stores.record_contract import RecordChecks
+from chatstate.stores.row_contract import RowChecks
 from chatstate.stores.stored_contract import StoredChecks
 from chatstate.stores.turn_contract import TurnChecks
 from chatstate.stores.visit_contract import VisitChecks
@@ -143,7 +144,7 @@ _ENDING: dict[Shelf, Callable[[tuple[str, ...]], AnyWrite]] = {
 """The writes after which what lies on these shelves is gone, or swept."""
 
 
-class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, FeedChecks):
+class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, RowChecks, FeedChecks):
     """The checks, and two stores that they work on."""
 
     one: Store
@@ -439,7 +440,7 @@ _NOT_CHECKS = {"begin", "open_store", "end", "clear", "id", "commit", "load", "a
 
 CHECKS = [
     name
-    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, FeedChecks)
+    for checks in (Contract, TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, RowChecks, FeedChecks)
     for name in vars(checks)
     if not name.startswith("_") and name not in _NOT_CHECKS
 ]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -32,7 +33,7 @@ from chatstate.model import (
     VersionQuery,
 )
 from chatstate.record import PutRecord, Record, RecordQuery
-from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.stores.base import AnyWrite, Outcome, Query, Reader, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.replies import Sealing, Written
 
@@ -115,8 +116,16 @@ class EncryptedStore(Store):
         errors = {n: found.get(write.user_session_id) for n, write in keep.items()}
         return {n: error for n, error in errors.items() if isinstance(error, StateUnreadable)}
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Reader]:
+        async with self.inner.snapshot() as reader:
+            yield _OpenedReader(self, reader)
+
     async def list(self, query: Query) -> Sequence[Row]:
-        rows = await self.inner.list(query)
+        return self.opened(query, await self.inner.list(query))
+
+    def opened(self, query: Query, rows: Sequence[Row]) -> Sequence[Row]:
+        """What was found for the query, in the clear; but whole rows (`chatstate.row`) stay as they lie."""
         if isinstance(query, VersionQuery | ReplayQuery | RememberedQuery):
             return [self._of_session(query.user_session_id, row) for row in rows]
         return [self._row(row) for row in rows]
@@ -238,3 +247,14 @@ class EncryptedStore(Store):
                 self._alarmed.clear()
             self._alarmed[error.key_id] = now
             _log.error("%s", error.message)
+
+
+class _OpenedReader:
+    """What another reader finds, in the clear."""
+
+    def __init__(self, store: EncryptedStore, reader: Reader) -> None:
+        self._store = store
+        self._reader = reader
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        return self._store.opened(query, await self._reader.list(query))

@@ -24,7 +24,7 @@ from chatstate.errors import (
     StoreUnavailable,
     StoreUnreachable,
 )
-from chatstate.mailbox import MailQuery, MailWrite, Settled
+from chatstate.mailbox import DueQuery, InboxQuery, MailWrite, OutboxQuery, Settled
 from chatstate.model import (
     EARLIEST,
     KEEP,
@@ -50,9 +50,10 @@ from chatstate.model import (
     Write,
 )
 from chatstate.record import RecordQuery, RecordWrite
-from chatstate.stores import postgres_mailbox, postgres_records, postgres_stored, postgres_visits, sql
+from chatstate.row import RowCount, RowQuery, RowWrite
+from chatstate.stores import postgres_mailbox, postgres_records, postgres_rows, postgres_stored, postgres_visits, sql
 from chatstate.stores import postgres_sessions as sessions
-from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus, Verb, verb_for
+from chatstate.stores.base import AnyWrite, Outcome, Query, Reader, Row, Store, StoreStatus, Verb, verb_for
 from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.postgres_connection import (
     FSYNC,
@@ -190,6 +191,7 @@ class PostgresStore(Store):
             RecordWrite: self._commit_records,
             MailWrite: self._commit_mail,
             Rewrite: self._rewrite,
+            RowWrite: self._commit_rows,
         }
         for kind, commit in kinds.items():
             if all(isinstance(write, kind) for write in writes):
@@ -214,6 +216,9 @@ class PostgresStore(Store):
 
     async def _rewrite(self, writes: Sequence[Rewrite]) -> list[Outcome]:
         return await self._tried(True, lambda on: postgres_stored.rewrite(on, self._table, writes))
+
+    async def _commit_rows(self, writes: Sequence[RowWrite]) -> list[Outcome]:
+        return await self._tried(True, lambda on: postgres_rows.apply_rows(on, self._table, writes))
 
     async def _tried(
         self, explicit: bool, apply: Callable[[Connection], Awaitable[Sequence[Outcome]]]
@@ -360,25 +365,28 @@ class PostgresStore(Store):
         return {user_session_id: found.get(user_session_id, Conflict(None)) for user_session_id in ids} | replays
 
     async def list(self, query: Query) -> Sequence[Row]:
-        return await self._read(lambda connection: self._found(connection, query))
+        return await self._read(lambda connection: self._list(connection, query))
 
-    async def _found(self, connection: Connection, query: Query) -> Sequence[Row]:
-        if isinstance(query, VisitQuery):
-            return await postgres_visits.visits(connection, self._table, query)
-        if isinstance(query, UserSessionQuery):
-            return await postgres_visits.user_sessions(connection, self._table, query)
-        if isinstance(query, RecordQuery):
-            return await postgres_records.records(connection, self._table, query)
-        if isinstance(query, MailQuery):
-            return await postgres_mailbox.mail(connection, self._table, query)
-        if isinstance(query, StoredQuery):
-            return await postgres_stored.stored(connection, self._table, query)
+    async def _list(self, connection: Any, query: Query) -> Sequence[Row]:
+        if type(query) in _LISTS:
+            return await _LISTS[type(query)](connection, self._table, query)
         statement, given, read = self._listing(query)
         return [read(row) for row in await connection.fetch(statement, *given)]
 
-    def _listing(
-        self, query: SessionQuery | TagQuery | VersionQuery | ReplayQuery | RememberedQuery
-    ) -> tuple[str, Sequence[Any], Callable[[Any], Row]]:
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Reader]:
+        begin = self._begin.replace("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", 1)
+        async with acquired(self._open_pool) as connection:
+            with translated(in_doubt=False):
+                # Between two pages there may be a long time: whoever takes them writes them somewhere.
+                await connection.execute(f"{begin}; SET LOCAL idle_in_transaction_session_timeout = 0; SELECT 1")
+            try:
+                yield _Snapshot(partial(self._list, connection))
+            finally:
+                with suppress(Exception):  # a connection that cannot roll back is thrown away by the pool
+                    await connection.execute("ROLLBACK")
+
+    def _listing(self, query: Query) -> tuple[str, Sequence[Any], Callable[[Any], Row]]:
         """The statement, its parameters, and what makes a row of one of the database."""
         if isinstance(query, SessionQuery):
             statement, given = sessions.listing(self._table, query)
@@ -391,6 +399,7 @@ class PostgresStore(Store):
         if isinstance(query, RememberedQuery):
             given = [query.user_session_id, query.now.isoformat()]
             return self._statement("remembered"), given, lambda row: Remembered(*row)
+        assert isinstance(query, ReplayQuery)
         return self._statement("recall"), sessions.recalled([query]), sessions.replay
 
     def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
@@ -485,6 +494,31 @@ class PostgresStore(Store):
 
     def _statement(self, name: str, history: int = 0) -> str:
         return sessions.statement(self._table, name, history)
+
+
+_LISTS: dict[type[Query], Callable[[Any, Schema, Any], Awaitable[Sequence[Row]]]] = {
+    VisitQuery: postgres_visits.visits,
+    UserSessionQuery: postgres_visits.user_sessions,
+    InboxQuery: postgres_mailbox.mail,
+    OutboxQuery: postgres_mailbox.mail,
+    DueQuery: postgres_mailbox.mail,
+    RecordQuery: postgres_records.records,
+    StoredQuery: postgres_stored.stored,
+    RowQuery: postgres_rows.rows,
+    RowCount: postgres_rows.count,
+}
+"""What lists other than those of sessions."""
+
+
+class _Snapshot:
+    """The database at one moment: the one of the first statement of a transaction."""
+
+    def __init__(self, read: Callable[[Query], Awaitable[Sequence[Row]]]) -> None:
+        self._read = read
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        with translated(in_doubt=False):
+            return await self._read(query)
 
 
 def _by_verb(writes: Sequence[Write], earlier: dict[str, Outcome]) -> dict[Verb, list[Write]]:

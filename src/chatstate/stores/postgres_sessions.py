@@ -40,18 +40,18 @@ _GONE = "coalesce(s.expires_at <= $1::text::timestamptz, s.updated_at <= $2::tex
 """Whether a session has expired: by its own expiry, else by the server's for idle sessions."""
 
 
-def _readable(column: str) -> str:
+def readable(column: str) -> str:
     """The time, or the end of the calendar where it lies beyond."""
     return f"least(greatest(s.{column}::timestamptz, {_FIRST}), {_LAST})"
 
 
-_TIMES = ", ".join(f"{_readable(column)} AS {column}" for column in ("last_activity", "created_at", "updated_at"))
-_ENDS = f"CASE WHEN s.expires_at IS NOT NULL THEN {_readable('expires_at')} END AS expires_at"
+_TIMES = ", ".join(f"{readable(column)} AS {column}" for column in ("last_activity", "created_at", "updated_at"))
+_ENDS = f"CASE WHEN s.expires_at IS NOT NULL THEN {readable('expires_at')} END AS expires_at"
 _SUMMARY = f"s.session_id::text, s.user_session_id, {_TIMES}, s.version, {_ENDS}"
 _COLUMNS = f"s.session_id::text, s.user_session_id, s.chat_state, {_TIMES}, s.version, {_ENDS}"
 _SAVED = f"s.session_id::text, s.user_session_id, NULL::text AS kept_state, {_TIMES}, s.version, {_ENDS}"
 _UPDATED = _SAVED.replace("NULL::text", "CASE WHEN ($4::text[])[w.number] IS NULL THEN s.chat_state END")
-_VERSION = f"s.session_id::text, s.version, {_readable('last_activity')}, {_readable('updated_at')}"
+_VERSION = f"s.session_id::text, s.version, {readable('last_activity')}, {readable('updated_at')}"
 
 _SAVING = ("upsert", "insert", "update")
 

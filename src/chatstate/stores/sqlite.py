@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,8 +43,17 @@ from chatstate.model import (
     VersionQuery,
 )
 from chatstate.record import RecordQuery, RecordWrite
-from chatstate.stores import sql, sqlite_mailbox, sqlite_records, sqlite_sessions, sqlite_stored, sqlite_visits
-from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.row import RowCount, RowQuery, RowWrite
+from chatstate.stores import (
+    sql,
+    sqlite_mailbox,
+    sqlite_records,
+    sqlite_rows,
+    sqlite_sessions,
+    sqlite_stored,
+    sqlite_visits,
+)
+from chatstate.stores.base import AnyWrite, Outcome, Query, Reader, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.stores.replies import Sealing, Written
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
@@ -56,6 +65,9 @@ _FIRST_SAFE_VERSION = (3, 51, 3)
 
 _BUSY_SECONDS = 5
 """How long a write waits for a short second writer, such as a command."""
+
+_CHECKPOINT_MILLISECONDS = 200
+"""How long emptying the write-ahead log waits for those who read."""
 
 
 class SQLiteStore(Store):
@@ -156,6 +168,16 @@ class SQLiteStore(Store):
         with _translated(self._path):
             return await self._reader.run(lambda connection: _list(connection, query))
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Reader]:
+        moment = _Snapshot(self._path)
+        with _translated(self._path):
+            await moment.begin()
+        try:
+            yield moment
+        finally:
+            await moment.end()
+
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         with _translated(self._path):
             return await self._writer.run(lambda connection: _sweep(connection, now, retention, after, limit))
@@ -185,6 +207,32 @@ class _Worker:
         if not self._thread or not self._connection:
             raise StoreUnavailable("The store is not open.")
         return await asyncio.get_running_loop().run_in_executor(self._thread, task, self._connection)
+
+
+class _Snapshot:
+    """The database at one moment. As long as that is read, the write-ahead log grows by what is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._worker = _Worker(path)
+
+    async def begin(self) -> None:
+        try:
+            await self._worker.start()
+            # The moment is that of the first read.
+            await self._worker.run(
+                lambda connection: connection.execute("BEGIN; SELECT 1 FROM sqlite_schema").fetchall()
+            )
+        except BaseException:
+            await self.end()
+            raise
+
+    async def end(self) -> None:
+        await self._worker.stop()
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        with _translated(self._path):
+            return await self._worker.run(lambda connection: _list(connection, query))
 
 
 def _create_private_file(path: Path) -> None:
@@ -255,6 +303,8 @@ def _apply(connection: apsw.Connection, write: AnyWrite, retention: Retention, p
         return sqlite_mailbox.apply_mail(connection, write, place)
     if isinstance(write, Rewrite):
         return sqlite_stored.rewrite(connection, write)
+    if isinstance(write, RowWrite):
+        return sqlite_rows.apply_row(connection, write)
     return sqlite_sessions.apply(connection, write, retention)
 
 
@@ -271,6 +321,8 @@ _LISTS: dict[type[Query], Callable[[apsw.Connection, Any], Sequence[Row]]] = {
     OutboxQuery: sqlite_mailbox.outbox,
     DueQuery: sqlite_mailbox.due,
     StoredQuery: sqlite_stored.stored,
+    RowQuery: sqlite_rows.rows,
+    RowCount: sqlite_rows.count,
 }
 
 
@@ -282,8 +334,13 @@ def _sweep(connection: apsw.Connection, now: datetime, retention: Retention, aft
     with _transaction(connection):
         swept = sqlite_sessions.sweep(connection, now, retention, after, limit)
     if swept.next is None:
-        # The write-ahead log still holds what was deleted. If somebody is reading now, the next round empties it.
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        # The write-ahead log still holds what was deleted. If somebody is reading now, the next round empties it: a
+        # backup may read for minutes, and no writer shall wait for that.
+        connection.set_busy_timeout(_CHECKPOINT_MILLISECONDS)
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            connection.set_busy_timeout(_BUSY_SECONDS * 1000)
     return swept
 
 

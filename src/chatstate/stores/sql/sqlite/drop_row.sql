@@ -1,0 +1,3 @@
+-- Remove the row that lies there.
+DELETE FROM {table}
+WHERE {there};
