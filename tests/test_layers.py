@@ -37,6 +37,8 @@ BELOW = {
     "group_commit": {"errors"},
     "sessions": {"model", "errors", "mailbox", "group_commit", "stores"},
     "reencryption": {"model", "errors", "encryption", "stores"},
+    "copying": {"errors", "record", "row", "stores"},
+    "backups": {"copying", "errors", "row", "stores"},
     "sweeper": {"model", "errors", "stores"},
     "visits": {"model", "errors", "visit", "group_commit", "stores"},
     "live": {"model", "errors", "sessions", "stores"},
@@ -64,6 +66,7 @@ BELOW = {
     "privacy": {"model", "errors", "inbox", "mailbox", "people", "sessions", "tokens", "links", "visit", "visits"},
     "client": {"__init__"},  # its version; it knows the server by the HTTP contract alone
     "http": {
+        "copying",
         "live",
         "model",
         "errors",
@@ -94,6 +97,9 @@ BELOW = {
         "errors",
         "config",
         "stores",
+        "backups",
+        "copying",
+        "row",
         "sweeper",
         "keys",
         "tokens",

@@ -14,10 +14,13 @@ from chatstate.cli.common import WHERE_ELSE, with_settings
 from chatstate.cli.inbox import inbox
 
 _LOADED_LATER = {
+    "backup": "move",
     "check-store": "check_store",  # the contract suite
+    "copy": "move",
+    "restore": "move",
     "whatsapp": "whatsapp",  # an HTTP client
 }
-"""Commands that are loaded when they are asked for, with what few need, and their modules."""
+"""Commands that are loaded when they are asked for, with what few need, and the modules that they are in."""
 
 
 class _Commands(click.Group):
@@ -28,7 +31,8 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if module := _LOADED_LATER.get(cmd_name):
-            return cast(click.Command, getattr(import_module(f"chatstate.cli.{module}"), module))
+            name = cmd_name.replace("-", "_")
+            return cast(click.Command, getattr(import_module(f"chatstate.cli.{module}"), name))
         return super().get_command(ctx, cmd_name)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import click
 
 from chatstate.config import SETTINGS, Setting, Settings, load_settings, unknown_variables
+from chatstate.copying import check_is_whole
 from chatstate.errors import ChatStateError, StartError
 from chatstate.model import utc_now
 from chatstate.stores import EncryptedStore, create_store
@@ -64,18 +65,24 @@ STORE_SETTINGS = ("store", "pool_size", "allow_unsafe_durability")
 
 def settings_of(flags: Mapping[str, Any]) -> Settings:
     """The settings that are in force. Warns of a password that other users of this machine can read."""
-    if _has_password(flags.get("store") or ""):
-        click.secho(
-            "chatstate: the store URL on the command line holds a password, which all users of this machine can see. "
-            "Put it into the environment (CHATSTATE_STORE), or into a file (CHATSTATE_STORE_FILE).",
-            err=True,
-            fg="yellow",
-        )
+    elsewhere = "the environment (CHATSTATE_STORE), or into a file (CHATSTATE_STORE_FILE)"
+    warn_of_password(flags.get("store") or "", elsewhere)
     folder = current_folder()
     for name, meant in unknown_variables(folder).items():
         guess = f" Did you mean {meant}?" if meant else " Those that there are: chatstate serve --help"
         click.secho(f"chatstate: {name} is no setting, so it does nothing.{guess}", err=True, fg="yellow")
     return load_settings(flags, folder)
+
+
+def warn_of_password(url: str, elsewhere: str) -> None:
+    """If this store URL, which stands on the command line, holds one. `elsewhere` says where it could stand instead."""
+    if _has_password(url):
+        click.secho(
+            "chatstate: the store URL on the command line holds a password, which all users of this machine can see. "
+            f"Put it into {elsewhere}.",
+            err=True,
+            fg="yellow",
+        )
 
 
 def _has_password(url: str) -> bool:
@@ -153,6 +160,7 @@ def on_store(
             await store.open()
             if create:
                 await store.migrate()
+            await check_is_whole(store, utc_now())
             if not any_key:
                 await store.check_keys(utc_now())
             return await work(store)

@@ -14,6 +14,7 @@ from chatstate.access import NOBODY, Access
 from chatstate.bot import Bot
 from chatstate.channels import Channel
 from chatstate.channels.whatsapp.account import WhatsAppAccount
+from chatstate.copying import check_is_whole
 from chatstate.errors import ChatStateError, InvalidSetting, KeysRequired, StoreUnavailable
 from chatstate.hashes import audit_key, digest_key
 from chatstate.http.api import Api, Options
@@ -135,6 +136,7 @@ class ChatState(Application):
     async def _start(self) -> None:
         await self.store.open()
         await self.store.migrate()
+        await check_is_whole(self.store, self._clock())
         if isinstance(self.store, EncryptedStore):
             await self.store.check_keys(self._clock())
             if self.store.ring.newest:

@@ -60,7 +60,7 @@ Result = TypeVar("Result")
 class Connection(Protocol):
     """What statements need of a connection of the driver."""
 
-    async def fetch(self, query: str, *args: object) -> Sequence[Any]: ...
+    async def fetch(self, query: str, *args: object, timeout: float | None = None) -> Sequence[Any]: ...  # noqa: ASYNC109 (the driver's)
 
     async def execute(self, query: str) -> object: ...
 

@@ -61,9 +61,6 @@ _PLACES: dict[RowShelf, tuple[str, ...]] = {shelf: where.key for shelf, where in
     "versions": ("user_session_id", "version")
 }
 
-_WITH_SESSION = (
-    "{table} AS s JOIN chatstate.versions AS v ON v.table_schema = {name} AND v.session_id = s.session_id::text"
-)
 _IS_THERE = (
     "WHERE EXISTS (SELECT FROM {table} AS s "
     "WHERE s.user_session_id = w.user_session_id AND s.session_id::text = w.session_id)"
@@ -71,6 +68,10 @@ _IS_THERE = (
 
 _ARRAYS: dict[Kind, str] = {"number": "bigint", "truth": "boolean", "bytes": "bytea"}
 """What parameters are. All else goes as text, also times: the driver makes infinities of the ends of the calendar."""
+
+
+_PATIENCE_SECONDS = 600
+"""How long an answer may take: a table that is not sorted by bytes is sorted for each page."""
 
 
 # --- Statements -------------------------------------------------------------------------------------------------------
@@ -88,17 +89,23 @@ def _listing(schema: Schema, shelf: RowShelf, is_first: bool) -> str:
         "size": " + ".join(texts) or "0",
         "named_places": ", ".join(f'{name} COLLATE "C"' if name != "version" else name for name in places),
         "selected": ", ".join(f"{_selected(shelf, name, kind)} AS {name}" for name, kind in kinds(shelf).items()),
-        "listed": _WITH_SESSION if shelf == "versions" else f"{where.table} AS t",
+        "listed": _versions(is_first) if shelf == "versions" else f"{where.table} AS t",
         "behind": _behind(shelf, sources, is_first),
         "places": ", ".join(sources),
     }
     return _filled(schema, "rows", words)
 
 
+def _versions(is_first: bool) -> str:
+    return sql.statement("postgres", "row_versions").replace(
+        "{from}", "true" if is_first else 'c.user_session_id COLLATE "C" >= $3::text'
+    )
+
+
 def _source(shelf: RowShelf, name: str) -> str:
     """The column of this member, sorted by bytes also where the table's own order is another."""
     if shelf == "versions":
-        return 's.user_session_id COLLATE "C"' if name == "user_session_id" else f"v.{name}"
+        return f"s.{name}" if name == "user_session_id" else f"v.{name}"
     return f't.{name} COLLATE "C"' if shelf == "sessions" and name == "user_session_id" else f"t.{name}"
 
 
@@ -118,7 +125,7 @@ def _behind(shelf: RowShelf, sources: Sequence[str], is_first: bool) -> str:
     if is_first:
         return ours
     if shelf == "versions":
-        return f"{sources[0]} >= $3::text AND ({sources[0]} > $3::text OR v.version > $4::bigint)"
+        return f"({sources[0]} > $3::text OR v.version > $4::bigint)"
     type_ = "uuid" if shelf == "visits" else "text"
     places = ", ".join(f"${number}::text::{type_}" for number in range(3, 3 + len(sources)))
     return f"{ours} AND ({', '.join(sources)}) > ({places})"
@@ -215,7 +222,7 @@ async def rows(connection: Connection, schema: Schema, query: RowQuery) -> list[
     """The rows that the query asks for, in its order."""
     make = ROWS[query.shelf]
     statement = _listing(schema, query.shelf, not query.after)
-    found = await connection.fetch(statement, query.limit, query.size, *query.after)
+    found = await connection.fetch(statement, query.limit, query.size, *query.after, timeout=_PATIENCE_SECONDS)
     return [make(**_read(row)) for row in found]
 
 
@@ -229,7 +236,8 @@ def _read(row: Any) -> dict[str, Any]:
 async def count(connection: Connection, schema: Schema, query: RowCount) -> list[int]:
     where = _SHELVES[query.shelf]
     ours = "table_schema = {name}" if where.is_shared else "true"
-    rows = await connection.fetch(schema.fill(f"SELECT count(*) FROM {where.table} WHERE {ours}"))
+    statement = schema.fill(f"SELECT count(*) FROM {where.table} WHERE {ours}")
+    rows = await connection.fetch(statement, timeout=_PATIENCE_SECONDS)
     return [rows[0][0]]
 
 
