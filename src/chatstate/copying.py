@@ -48,8 +48,8 @@ _MOST_PASSES = 4
 """One copies, one takes what has changed meanwhile, one finds nothing; another one for good measure. If the source is
 written to all the time, more of them would not help."""
 
-_BATCH_ROWS, _BATCH_BYTES = 1000, 4 << 20
-"""How much is written at once, at most: so many rows, and but for the last of them so many bytes of text."""
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 1000, 4 << 20
+"""How much is read and written at once, at most: so many rows, and but for the last of them so many bytes of text."""
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.2
@@ -96,20 +96,21 @@ class Source(Protocol):
 class StoreSource:
     """A store. It is the one below the encryption (`EncryptedStore.inner`), and is only read."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, rows_at_once: int = _ROWS_AT_ONCE) -> None:
         self.name = name
         self._store = store
+        self._rows = rows_at_once
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Pages]:
         async with self._store.snapshot() as reader:
-            yield partial(pages_of, reader)
+            yield partial(pages_of, reader, rows=self._rows)
 
 
-async def pages_of(reader: Reader, shelf: RowShelf) -> AsyncIterator[Sequence[AnyRow]]:
-    """The rows of one shelf of a store, but for the mark."""
+async def pages_of(reader: Reader, shelf: RowShelf, rows: int = _ROWS_AT_ONCE) -> AsyncIterator[Sequence[AnyRow]]:
+    """The rows of one shelf of a store, but for the mark; so many at once, at most."""
     after: Place = ()
-    while page := cast(Sequence[AnyRow], await reader.list(RowQuery(shelf=shelf, after=after))):
+    while page := cast(Sequence[AnyRow], await reader.list(RowQuery(shelf=shelf, after=after, limit=rows))):
         yield [row for row in page if not _is_mark(row)] if shelf == "records" else page
         after = page[-1].place
 
@@ -210,8 +211,9 @@ def _differences(source: _Side, target: _Side) -> Iterator[RowWrite]:
 class _Writer:
     """Commits writes in batches. While one batch is on its way, the next one is gathered."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, rows: int) -> None:
         self.put = self.dropped = 0
+        self._rows = rows
         self._store = store
         self._batch: list[RowWrite] = []
         self._size = 0
@@ -220,7 +222,7 @@ class _Writer:
     async def add(self, write: RowWrite) -> None:
         self._batch.append(write)
         self._size += _size_of(write)
-        if len(self._batch) >= _BATCH_ROWS or self._size >= _BATCH_BYTES:
+        if len(self._batch) >= self._rows or self._size >= _BYTES_AT_ONCE:
             await self.land()
             batch, self._batch, self._size = self._batch, [], 0
             self._flying = asyncio.ensure_future(self._commit(batch))
@@ -327,8 +329,14 @@ class Copying:
     """
 
     def __init__(
-        self, source: Source, target: Store, clock: Callable[[], datetime], progress: Progress | None = None
+        self,
+        source: Source,
+        target: Store,
+        clock: Callable[[], datetime],
+        progress: Progress | None = None,
+        rows_at_once: int = _ROWS_AT_ONCE,
     ) -> None:
+        self._rows = rows_at_once
         self._source = source
         self._target = target
         self._clock = clock
@@ -404,8 +412,8 @@ class Copying:
     async def _compare(self, shelf: RowShelf, pages: AsyncIterator[Sequence[AnyRow]]) -> Compared:
         """Make the shelf of the target what that of the source is."""
         source = _Side(pages, partial(self._progress.seen, shelf))
-        target = _Side(pages_of(self._target, shelf))
-        writer = _Writer(self._target)
+        target = _Side(pages_of(self._target, shelf, self._rows))
+        writer = _Writer(self._target, self._rows)
         try:
             while True:
                 await source.fill()

@@ -22,11 +22,15 @@ SAVES = f"{TIME}, NULL, '{{a}}', '{{{uuid.uuid4()}}}', '{{x}}', '{{2025-10-02Z}}
 
 async def plan_of(connection: Any, name: str, values: str, history: int = 0) -> list[str]:
     """The generic plan of the statement, made on tables that are empty, and known to be."""
+    return await plan_of_statement(connection, statement(Schema("public"), name, history), values)
+
+
+async def plan_of_statement(connection: Any, text: str, values: str) -> list[str]:
     settings = {**session_settings(), "plan_cache_mode": "force_generic_plan"}
     for setting, value in settings.items():
         await connection.execute(f"SET {setting} = '{value}'")
     await connection.execute("VACUUM ANALYZE")
-    await connection.execute(f"PREPARE planned AS {statement(Schema('public'), name, history)}")
+    await connection.execute(f"PREPARE planned AS {text}")
     return [row[0].strip() for row in await connection.fetch(f"EXPLAIN (COSTS off) EXECUTE planned ({values})")]
 
 

@@ -253,8 +253,8 @@ def _report(copied: Copied, source: str, target: str) -> None:
         click.echo(f"\nThe same on both sides: {total} rows.")
         return
     click.secho(
-        f"\nchatstate: not the same yet. {copied.changes} rows still had to be changed in pass {copied.passes}: servers "
-        f"are writing to {source}. Stop them, and run this again: it compares, and takes what is left.",
+        f"\nchatstate: not the same yet. {copied.changes} rows still had to be changed in pass {copied.passes}: "
+        f"servers are writing to {source}. Stop them, and run this again: it compares, and takes what is left.",
         err=True,
         fg="red",
     )

@@ -1,0 +1,1 @@
+"""Copies, backups, and what comes of both."""
