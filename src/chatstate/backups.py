@@ -20,12 +20,12 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from msgspec import MsgspecError, Struct, json
 
 from chatstate.copying import Digest, Pages, Progress, Tally, pages_of
-from chatstate.errors import StartError
+from chatstate.errors import StartError, StoreError
 from chatstate.row import SHELVES, TEXTS, AnyRow, RowShelf, kinds, shelf_of
 from chatstate.stores.base import Store
 
@@ -90,7 +90,7 @@ async def write_backup(
 
 
 @contextmanager
-def new_file(path: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+def new_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """A file, for its owner alone, that is there under its name once it is whole and on the disk; else not at all."""
     if path.exists() and not overwrite:
         raise StartError(f"There is a file {path} already. Choose another name, or replace it: --overwrite")
@@ -172,7 +172,7 @@ class BackupFile:
             yield
         except (EOFError, StopIteration):
             raise StartError(_DAMAGED.format(path=self._path, reason="its end is missing")) from None
-        except (gzip.BadGzipFile, zlib.error, MsgspecError, ValueError) as error:
+        except (gzip.BadGzipFile, zlib.error, MsgspecError, ValueError, StoreError) as error:
             reason = f"it cannot be read ({type(error).__name__})"
             raise StartError(_DAMAGED.format(path=self._path, reason=reason)) from error
         except OSError as error:
