@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -30,16 +30,25 @@ HISTORY = Retention(history=3)
 Urls = tuple[str, str]
 
 
-@pytest.fixture(params=[(source, target) for source in STORE_KINDS for target in STORE_KINDS], ids="-to-".join)
-def urls(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[Urls]:
-    """The URLs of two empty databases, of each kind in each direction."""
+DIRECTIONS = [(source, target) for source in STORE_KINDS for target in STORE_KINDS]
+
+
+@contextmanager
+def two_databases(kinds: tuple[str, str], servers: RunningServers, folder: Path) -> Iterator[Urls]:
+    """The URLs of two empty databases."""
     with ExitStack() as stack:
         found = []
-        for side, kind in zip(("source", "target"), request.param, strict=True):
-            folder = tmp_path / side
-            folder.mkdir()
-            found.append(stack.enter_context(database(kind, servers, folder)))
+        for side, kind in zip(("source", "target"), kinds, strict=True):
+            (folder / side).mkdir()
+            found.append(stack.enter_context(database(kind, servers, folder / side)))
         yield found[0], found[1]
+
+
+@pytest.fixture(params=DIRECTIONS, ids="-to-".join)
+def urls(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[Urls]:
+    """The URLs of two empty databases, of each kind in each direction."""
+    with two_databases(request.param, servers, tmp_path) as found:
+        yield found
 
 
 @asynccontextmanager

@@ -218,7 +218,7 @@ class _Shown(Progress):
         if not sys.stderr.isatty():
             return
         if self._bar is None:
-            self._bar = click.progressbar(length=self._total, file=sys.stderr, show_pos=True, width=0)
+            self._bar = click.progressbar(length=self._total, file=sys.stderr, show_pos=True, show_percent=True)
             self._bar.__enter__()
         self._bar.label = shelf.ljust(max(map(len, SHELVES)))
         self._bar.update(rows)
