@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from chatstate import create_app
 from chatstate.copying import Copied, Copying, Pages, Progress, StoreSource, check_is_whole, counts
 from chatstate.encryption import KeyRing, new_key
-from chatstate.errors import StartError, StateUnreadable, StoreError, WriteRefused
+from chatstate.errors import PrivilegeMissing, StartError, StateUnreadable, StoreError, WriteRefused
 from chatstate.model import Delete
 from chatstate.row import SHELVES, AnyRow, PutRow, RowShelf, SessionRow
 from chatstate.stores import Store, create_store
@@ -242,6 +243,26 @@ async def test_an_index_sorts_a_table_of_another_program(postgres_url: str) -> N
         schema = Schema("public", "text", sorts_bytes=False)
         plan = await plan_of_statement(old.connection, _listing(schema, "sessions", False), "10, 100, 'a'")
     assert not [line for line in plan if "Sort" in line or "Seq Scan" in line], plan
+
+
+async def test_a_user_without_rights_on_numbers_is_told_which(postgres_url: str, tmp_path: Path) -> None:
+    """New messages must come after those that were copied."""
+    name, password = f"copier_{secrets.token_hex(4)}", secrets.token_hex(8)
+    parts = urlsplit(postgres_url)
+    url = parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+    async with opened(f"sqlite:///{tmp_path}/a.db", postgres_url) as (source, _), connected(postgres_url) as owner:
+        await owner.execute(
+            f"CREATE ROLE {name} LOGIN PASSWORD '{password}'; GRANT USAGE ON SCHEMA chatstate TO {name};"
+            f"GRANT ALL ON chat_state_sessions TO {name}; GRANT ALL ON ALL TABLES IN SCHEMA chatstate TO {name}"
+        )
+        await Writer(source, SEED, ids=5).write(200)
+        async with opened(url) as (target,):
+            with pytest.raises(PrivilegeMissing, match="GRANT it ALL ON ALL SEQUENCES IN SCHEMA chatstate"):
+                await copying([source, target]).run()
+            await owner.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA chatstate TO {name}")
+            assert (await copying([source, target]).run()).is_verified
+            assert await everything(target) == await everything(source)
+        await owner.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 _AFTER = {
