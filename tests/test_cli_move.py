@@ -218,7 +218,7 @@ def test_what_a_target_holds_is_lost_only_if_somebody_says_so(files: Urls, tmp_p
     status, output = copy(files)
     assert (status, "holds rows already" in output) == (1, True)
     status, output = copy(files, "--overwrite")
-    assert (status, "TO holds: 3 sessions" in output) == (1, True), "and nobody has said yes"
+    assert (status, "The target holds: 3 sessions" in output) == (1, True), "and nobody has said yes"
     status, output = copy(files, "--overwrite", "--yes")
     assert status == 0, output
     with serving(files[1], tmp_path) as client:

@@ -37,7 +37,8 @@ BELOW = {
     "group_commit": {"errors"},
     "sessions": {"model", "errors", "mailbox", "group_commit", "stores"},
     "reencryption": {"model", "errors", "encryption", "stores"},
-    "copying": {"errors", "record", "row", "stores"},
+    "copy_mark": {"errors", "record", "stores"},
+    "copying": {"copy_mark", "errors", "row", "stores"},
     "backups": {"copying", "errors", "row", "stores"},
     "sweeper": {"model", "errors", "stores"},
     "visits": {"model", "errors", "visit", "group_commit", "stores"},
@@ -66,7 +67,7 @@ BELOW = {
     "privacy": {"model", "errors", "inbox", "mailbox", "people", "sessions", "tokens", "links", "visit", "visits"},
     "client": {"__init__"},  # its version; it knows the server by the HTTP contract alone
     "http": {
-        "copying",
+        "copy_mark",
         "live",
         "model",
         "errors",
@@ -98,6 +99,7 @@ BELOW = {
         "config",
         "stores",
         "backups",
+        "copy_mark",
         "copying",
         "row",
         "sweeper",

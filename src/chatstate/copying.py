@@ -7,7 +7,7 @@ until a pass has found nothing to do: then the rows, their counts and their chec
 
 Nothing is decrypted: texts stay sealed with the keys that they are sealed with.
 
-A record in the target, the mark, names the source. While it says that the copy is unfinished, no server works on the
+The mark in the target (`chatstate.copy_mark`) names the source. While the copy is unfinished, no server works on the
 target, so there is nothing in it to lose; once it is finished the mark has the checksums, and another run goes on only
 if the target is still what they say. Everything else that holds rows is left alone, unless the caller knows better.
 """
@@ -23,10 +23,10 @@ from functools import partial
 from hashlib import sha256
 from typing import Protocol, cast
 
-from msgspec import Struct, field, json
+from msgspec import Struct, json
 
+from chatstate.copy_mark import COLLECTION, CopyMark, mark_of, put_mark
 from chatstate.errors import OutcomeUnknown, SessionLocked, StartError, StoreError, WriteRefused
-from chatstate.record import PutRecord, Record, RecordQuery
 from chatstate.row import (
     SHELVES,
     TEXTS,
@@ -42,7 +42,7 @@ from chatstate.row import (
     kinds,
     shelf_of,
 )
-from chatstate.stores.base import Reader, Store, commit_one
+from chatstate.stores.base import Reader, Store
 
 _MOST_PASSES = 4
 """One copies, one takes what has changed meanwhile, one finds nothing; another one for good measure. If the source is
@@ -53,9 +53,6 @@ _ROWS_AT_ONCE, _BYTES_AT_ONCE = 1000, 4 << 20
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.2
-
-_MARK = ("copies", "target")
-"""The collection and the key of the mark. It belongs to its store, so it is in no copy and no backup."""
 
 
 class Tally(Struct, frozen=True):
@@ -116,7 +113,7 @@ async def pages_of(reader: Reader, shelf: RowShelf, rows: int = _ROWS_AT_ONCE) -
 
 
 def _is_mark(row: AnyRow) -> bool:
-    return isinstance(row, RecordRow) and row.collection == _MARK[0]
+    return isinstance(row, RecordRow) and row.collection == COLLECTION
 
 
 async def counts(store: Store) -> dict[RowShelf, int]:
@@ -275,34 +272,6 @@ def _named(write: RowWrite) -> str:
     return f"The row {', '.join(map(repr, place))} of {shelf}"
 
 
-# --- The mark ---------------------------------------------------------------------------------------------------------
-
-
-class _Mark(Struct, frozen=True):
-    """Of a target: what is copied into it, and once that is finished, what it was then."""
-
-    source: str
-    checksums: dict[str, str] | None = field(default=None)
-
-
-async def check_is_whole(store: Store, now: datetime) -> None:
-    """Raises `StartError` when the store is the target of a copy that is not finished: whoever served it would say of
-    sessions that are still to come that they do not exist."""
-    mark = await _mark(store, now)
-    if mark and mark.checksums is None:
-        raise StartError(
-            f"The copy from {mark.source} into this store is not finished. Run it again: it goes on where it was. (Or "
-            "give the copy up: chatstate copy or restore something else into it, with --overwrite.)"
-        )
-
-
-async def _mark(store: Store, now: datetime) -> _Mark | None:
-    collection, key = _MARK
-    for row in await store.list(RecordQuery(collection=collection, key=key, now=now)):
-        return json.decode(cast(Record, row).document, type=_Mark)
-    return None
-
-
 # --- Copying ----------------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +331,7 @@ class Copying:
     async def _check_target(self) -> None:
         if not await self._is_filled():
             return
-        mark = await _mark(self._target, self._clock())
+        mark = await mark_of(self._target, self._clock())
         if mark is None:
             raise StartError(
                 "The target holds rows already, and no copy has put them there. Are the two the wrong way round? If "
@@ -397,9 +366,7 @@ class Copying:
         return cast(dict[str, str], found)
 
     async def _set_mark(self, checksums: dict[str, str] | None) -> None:
-        collection, key = _MARK
-        document = json.encode(_Mark(self._source.name, checksums)).decode()
-        await commit_one(self._target, PutRecord(collection=collection, key=key, document=document, now=self._clock()))
+        await put_mark(self._target, CopyMark(self._source.name, checksums), self._clock())
 
     async def _pass(self, number: int) -> list[Compared]:
         found = []

@@ -85,6 +85,7 @@ class Writer:
         self._store = store
         self._random = random.Random(seed)
         self._ids = ids
+        self._arrived, self._sent = ["none yet"], ["none yet"]
         self._kinds: Sequence[Callable[[str], AnyWrite]] = (
             *([self._save] * 6),
             self._touch,
@@ -92,8 +93,7 @@ class Writer:
             self._visit,
             self._end_visits,
             self._record,
-            self._arrive,
-            self._settle,
+            *([self._arrive, self._settle] * 2),
             self._postpone,
             self._progress,
             lambda name: DropRecord(collection="things", key=name, now=NOW),
@@ -153,17 +153,20 @@ class Writer:
         return PutRecord(collection="things", key=name, document=f'"{self._random.random()}"', now=self._time())
 
     def _arrive(self, name: str) -> Receive:
+        self._arrived.append(name)
         return Receive(key=name, conversation="c", document="message", sent_at=self._time(), now=self._time())
 
     def _settle(self, name: str) -> Settle:
-        send = Send(key=f"{name} {self._random.random()}", conversation="c", user_session_id=name, document="reply")
-        return Settle(key=name, now=self._time(), sends=(send,))
+        self._sent.append(f"{name} {self._random.random()}")
+        send = Send(key=self._sent[-1], conversation="c", user_session_id=name, document="reply")
+        return Settle(key=self._random.choice(self._arrived), now=self._time(), sends=(send,))
 
-    def _postpone(self, name: str) -> Postpone:
-        return Postpone(key=name, now=NOW, due_at=self._time(), tries=2, error="why", aside=True)
+    def _postpone(self, _name: str) -> Postpone:
+        due_at, key = self._time(), self._random.choice(self._arrived)
+        return Postpone(key=key, now=NOW, due_at=due_at, tries=2, error="why", aside=True)
 
     def _progress(self, name: str) -> Progress:
-        return Progress(now=NOW, status="sent", key=name, provider_key=name)
+        return Progress(now=NOW, status="sent", key=self._random.choice(self._sent), provider_key=name)
 
 
 def creating(name: str, state: str = "{}") -> Save:

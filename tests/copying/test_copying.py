@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from chatstate import create_app
-from chatstate.copying import Copied, Copying, Pages, Progress, StoreSource, check_is_whole, counts
+from chatstate.copy_mark import check_is_whole
+from chatstate.copying import Copied, Copying, Pages, Progress, StoreSource, counts
 from chatstate.encryption import KeyRing, new_key
 from chatstate.errors import PrivilegeMissing, StartError, StateUnreadable, StoreError, WriteRefused
 from chatstate.model import Delete

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import click
 
 from chatstate.config import SETTINGS, Setting, Settings, load_settings, unknown_variables
-from chatstate.copying import check_is_whole
+from chatstate.copy_mark import check_is_whole
 from chatstate.errors import ChatStateError, StartError
 from chatstate.model import utc_now
 from chatstate.stores import EncryptedStore, create_store

@@ -24,6 +24,7 @@ from chatstate.cli.common import (
     with_settings,
 )
 from chatstate.config import Settings
+from chatstate.copy_mark import check_is_whole
 from chatstate.copying import (
     Compared,
     Copied,
@@ -31,7 +32,6 @@ from chatstate.copying import (
     Progress,
     Source,
     StoreSource,
-    check_is_whole,
     counts,
 )
 from chatstate.errors import InvalidSetting, StartError, StoreUnavailable, StoreUnreachable
@@ -39,7 +39,7 @@ from chatstate.model import utc_now
 from chatstate.row import SHELVES, RowShelf
 from chatstate.stores import EncryptedStore, Store, create_store
 
-_OVERWRITE = click.option("--overwrite", is_flag=True, help="What TO holds may go; asks before it does.")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="What is there may go; asks before it does.")
 _YES = click.option("--yes", is_flag=True, help="With --overwrite: do not ask.")
 
 _SHOWN = 16
@@ -93,7 +93,7 @@ async def _into(source: Source, target: Store, total: int, overwrite: bool, yes:
 def _ask(there: dict[RowShelf, int]) -> None:
     if sum(there.values()):
         held = ", ".join(f"{count} {shelf}" for shelf, count in there.items() if count)
-        click.confirm(f"TO holds: {held}. All of it will be replaced or removed. Go on?", abort=True, err=True)
+        click.confirm(f"The target holds: {held}. All of it will be replaced or removed. Go on?", abort=True, err=True)
 
 
 @click.command()

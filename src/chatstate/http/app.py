@@ -14,7 +14,7 @@ from chatstate.access import NOBODY, Access
 from chatstate.bot import Bot
 from chatstate.channels import Channel
 from chatstate.channels.whatsapp.account import WhatsAppAccount
-from chatstate.copying import check_is_whole
+from chatstate.copy_mark import check_is_whole
 from chatstate.errors import ChatStateError, InvalidSetting, KeysRequired, StoreUnavailable
 from chatstate.hashes import audit_key, digest_key
 from chatstate.http.api import Api, Options
