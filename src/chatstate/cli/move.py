@@ -73,6 +73,7 @@ def copy(source: str, target: str, overwrite: bool, yes: bool, **flags: Any) -> 
             raise InvalidSetting("FROM and TO are the same store.")
         copied = asyncio.run(_copy(settings, urls[0], urls[1], overwrite, yes))
     _report(copied, "FROM", "TO")
+    click.echo("If servers have been writing to FROM meanwhile, stop them, and run this once more.", err=True)
 
 
 async def _copy(settings: Settings, source_url: str, target_url: str, overwrite: bool, yes: bool) -> Copied:
