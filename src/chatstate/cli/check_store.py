@@ -37,6 +37,7 @@ GROUPS = {
     "VisitChecks": Group("visits", "visits are counted, changed, listed and erased, whoever else is writing."),
     "RecordChecks": Group("records", "API keys, links and leases: of many who want the same one, one gets it."),
     "MailboxChecks": Group("mailbox", "bots and channels: each message is kept and answered once, in order."),
+    "RowChecks": Group("rows", "copies and backups: every row is listed, put and dropped as it lies."),
     "StoredChecks": Group("texts", "encryption at rest: every text is found where it lies, and sealed anew."),
     "FeedChecks": Group("feed", "live updates: who watches a session learns of each write."),
 }

@@ -22,13 +22,9 @@ from itertools import cycle, product
 from typing import Any
 
 from chatstate.errors import ChatStateError, StoreError, StoreUnavailable, WriteRefused
-from chatstate.mailbox import REMEMBERED_FOR as MAIL_REMEMBERED_FOR
-from chatstate.mailbox import Progress, Settle
 from chatstate.model import (
     ABSENT,
     ANYTHING,
-    EARLIEST,
-    KEEP,
     PRESENT,
     Conflict,
     Delete,
@@ -36,13 +32,12 @@ from chatstate.model import (
     Expect,
     Save,
     Session,
-    Shelf,
     Tag,
     Write,
     none_of,
     one_of,
 )
-from chatstate.record import DropRecord
+from chatstate.row import SHELVES, DropRow
 from chatstate.stores.base import AnyWrite, Outcome, Store, all_readable, commit_one
 from chatstate.stores.feed_contract import FeedChecks
 from chatstate.stores.mailbox_contract import MailboxChecks
@@ -133,16 +128,6 @@ async def run(check: str, open_store: OpenStore) -> None:
 CLEARING_SECONDS = 30
 """How long the rest of a check that has failed may take to be removed."""
 
-CLEARED_AS_OF = NOW + MAIL_REMEMBERED_FOR + timedelta(days=1)
-"""By then everything has come to its end that no write removes: idempotency keys, and messages that are done."""
-
-_ENDING: dict[Shelf, Callable[[tuple[str, ...]], AnyWrite]] = {
-    "records": lambda place: DropRecord(collection=place[0], key=place[1], now=EARLIEST),
-    "inbox": lambda place: Settle(key=place[0], now=NOW),
-    "outbox": lambda place: Progress(key=place[0], now=NOW, status="failed"),
-}
-"""The writes after which what lies on these shelves is gone, or swept."""
-
 
 class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, RowChecks, FeedChecks):
     """The checks, and two stores that they work on."""
@@ -174,14 +159,10 @@ class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredCheck
 
     async def clear(self, store: Store) -> None:
         """Remove all that has been made under our ids and our prefix."""
-        ids = sorted(self.ids)
-        await store.commit([deleting(user_session_id) for user_session_id in ids])
-        await store.commit([EraseVisits(user_session_id=user_session_id) for user_session_id in ids])
-        for shelf, ending in _ENDING.items():
-            await store.commit([ending(row.place) for row in await self._lying(shelf, limit=500, store=store)])
-        swept = await store.sweep(CLEARED_AS_OF, KEEP, None, 500)
-        while swept.next is not None:
-            swept = await store.sweep(CLEARED_AS_OF, KEEP, swept.next or None, 500)
+        for shelf in SHELVES:
+            if shelf != "visits":
+                await store.commit([DropRow(shelf, row.place) for row in await self._rows(shelf, store)])
+        await store.commit([EraseVisits(user_session_id=user_session_id) for user_session_id in sorted(self.ids)])
 
     def id(self, name: object = "") -> str:
         """An id that nobody else uses."""
