@@ -8,7 +8,9 @@ import json
 import os
 import random
 import secrets
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -120,13 +122,18 @@ async def test_a_backup_that_ends_early_is_refused(whole: bytes, tmp_path: Path)
 
 
 async def test_a_backup_with_a_changed_byte_is_refused(whole: bytes, tmp_path: Path) -> None:
-    """But for the few that mean nothing: the time and the system in the head of gzip."""
+    """But for bits that mean nothing: the time and the system in the head of gzip, and what fills up its last byte."""
+    text = gzip.decompress(whole)
     print(f"CHATSTATE_TEST_COPY_SEED={SEED}")  # noqa: T201
     chance = random.Random(SEED)
     path = tmp_path / "backup"
     for _ in range(FLIPS):
         place = chance.randrange(10, len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :])
+        damaged = whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :]
+        with suppress(OSError, EOFError, zlib.error):
+            if gzip.decompress(damaged) == text:
+                continue
+        path.write_bytes(damaged)
         await assert_refused(path, "not a whole backup")
 
 
