@@ -53,6 +53,10 @@ def _create(url: str, owner: bool, create: bool, pool_size: int | None, allow_un
         from chatstate.stores.postgres import PostgresStore
 
         return PostgresStore(url, pool_size, allow_unsafe)
+    if scheme in ("valkey", "valkeys"):
+        from chatstate.stores.valkey import ValkeyStore
+
+        return ValkeyStore(url, allow_unsafe)
     raise InvalidSetting(
         f"No store is known for URLs that begin with {scheme!r}. Use --store sqlite:///chatstate.db or "
         "--store postgresql://user:password@host/database"

@@ -1,0 +1,124 @@
+"""The Valkey Cluster store: sessions on many shards, each with replicas, and no tables.
+
+A session changes by one script on the node that has it, and is acknowledged when that node and all its replicas have it
+on their disks (`chatstate.stores.valkey_cluster`). What spans slots is made of steps that can each be done again
+(`chatstate.stores.valkey_mailbox`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from chatstate.errors import SchemaMismatch, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.model import (
+    KEEP,
+    RememberedQuery,
+    ReplayQuery,
+    Retention,
+    Session,
+    SessionQuery,
+    Swept,
+    TagQuery,
+    VersionQuery,
+    Write,
+)
+from chatstate.stores import valkey_sessions as sessions
+from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
+from chatstate.stores.feed import Changed, Feed, Hints
+from chatstate.stores.replies import Sealing, Written
+from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
+from chatstate.stores.valkey_keys import slot_of
+
+_FORMAT = "1"
+"""Of what lies there; another number is of a newer version."""
+
+
+class ValkeyStore(Store):
+    """Sessions in the Valkey Cluster that the URL names."""
+
+    def __init__(self, url: str, allow_unsafe: bool = False) -> None:
+        self._url = parse_url(url)
+        self._prefix = self._url.prefix
+        self._allow_unsafe = allow_unsafe
+        self._cluster = Cluster(self._url)
+        self._hints = Hints()
+
+    async def open(self) -> None:
+        try:
+            await self._cluster.open()
+        except StoreError as error:
+            await self.close()
+            raise StoreUnreachable(
+                f"{error.message} Is it running in cluster mode, and does the store URL name the right hosts, ports, "
+                "user and password?"
+            ) from error
+
+    async def close(self) -> None:
+        await self._cluster.close()
+
+    async def migrate(self) -> list[str]:
+        key = f"{self._prefix}{{format}}"
+        slot = slot_of("format")
+        (made,) = await self._cluster.write([Call(slot, ("SET", key, _FORMAT, "NX"))])
+        if isinstance(made, StoreError):
+            raise made
+        (found,) = await self._cluster.read([Call(slot, ("GET", key))])
+        if found != _FORMAT.encode():
+            raise SchemaMismatch(f"What lies in Valkey is of a newer version (format {found!r}). Update chatstate.")
+        return ["0001_format"] if made else []
+
+    def migration_sql(self) -> str:
+        return "-- A Valkey Cluster has no tables.\n"
+
+    async def status(self) -> StoreStatus:
+        (found,) = await self._cluster.read([Call(slot_of("format"), ("GET", f"{self._prefix}{{format}}"))])
+        if found is None:
+            raise StoreUnavailable("Nothing of chatstate lies in this cluster yet. Begin with: chatstate migrate")
+        shards = self._cluster.shards
+        replicas = min(shard.replicas for shard in shards)
+        return StoreStatus(
+            store=f"Valkey Cluster at {self._url.place}, {len(shards)} shards",
+            durability=f"An acknowledged write has been synced to the disks of its primary and of {replicas} replicas.",
+        )
+
+    async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> Mapping[str, Session]:
+        return await sessions.load(self._cluster, self._prefix, ids, now, retention)
+
+    async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
+        return await self._hints.after(writes, self._committed(writes, retention))
+
+    async def _committed(self, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
+        calls = [sessions.write_call(self._prefix, write, retention) for write in writes if isinstance(write, Write)]
+        replies = await self._cluster.write(calls)
+        return [
+            reply if isinstance(reply, StoreError) else sessions.outcome_of(write, reply)
+            for write, reply in zip(writes, replies, strict=True)
+            if isinstance(write, Write)
+        ]
+
+    async def list(self, query: Query) -> Sequence[Row]:
+        listing: dict[Any, Any] = {
+            SessionQuery: sessions.sessions,
+            TagQuery: sessions.tags,
+            VersionQuery: sessions.versions,
+            ReplayQuery: sessions.replays,
+            RememberedQuery: sessions.remembered,
+        }
+        rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
+        return rows
+
+    def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
+        return self._hints.feed(changed, written, sealing)
+
+    async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
+        found, removed = await sessions.sweep_ended(self._cluster, self._prefix, now, retention, limit)
+        others = [await sessions.sweep_remembered(self._cluster, self._prefix, now, limit)]
+        more = limit in (found, *others)
+        if retention.idle is None:
+            return Swept(removed, "" if more else None)
+        seen, idle = await sessions.sweep_idle(self._cluster, self._prefix, now, retention, after or "", limit)
+        if len(seen) == limit:
+            return Swept(removed + idle, seen[-1])
+        return Swept(removed + idle, (seen[-1] if seen else after or "") if more else None)

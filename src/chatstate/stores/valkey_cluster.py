@@ -1,0 +1,425 @@
+"""Reaching a Valkey Cluster: the URL, which node has which slot, pipelines by node, and the translation of errors.
+
+A write counts only when the primary of its shard and all of that shard's replicas have it on their disks: behind the
+scripts of a batch goes `WAITAOF`, down the same connection, because it waits for what that connection has written. What
+is not confirmed in time is of unknown outcome. What a node has refused (`MOVED`, `CLUSTERDOWN`, `LOADING`, …) has not
+happened, and is tried again for a while where the slot is by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import ssl
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError
+
+from chatstate.errors import InvalidSetting, OutcomeUnknown, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from chatstate.stores.lua import Script
+from chatstate.stores.valkey_keys import SLOTS
+
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 10.0
+"""How long to wait for a connection, and for one answer of a node."""
+
+CONFIRM_MILLISECONDS = 3000
+"""How long a write waits until all replicas have it on their disks; after that its outcome is unknown."""
+
+RETRY_SECONDS = 3.0
+"""For how long what a node has refused is tried again: while a slot moves, and while a replica is being promoted."""
+
+_PAUSE_SECONDS = 0.05
+_MOST_CONNECTIONS = 16
+"""To one node."""
+
+_REFUSALS = ("CLUSTERDOWN", "TRYAGAIN", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY")
+"""How errors begin that say that nothing has happened, and that it may work soon."""
+
+_log = logging.getLogger(__name__)
+
+
+class ValkeyUrl(Struct, frozen=True):
+    """What a store URL says. `seeds`: hosts and ports of which any one that answers will do."""
+
+    seeds: tuple[tuple[str, int], ...]
+    username: str | None
+    password: str | None
+    prefix: str
+    tls: bool
+
+    @property
+    def place(self) -> str:
+        """Hosts and ports, for people: never the password."""
+        return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.seeds)
+
+
+_SEED = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]@/?#,]+)(?::([0-9]{1,5}))?")
+_PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+def parse_url(url: str) -> ValkeyUrl:
+    """`valkey://user:password@host:port,host:port?prefix=cs:`, or `valkeys://` with TLS. Raises `InvalidSetting`."""
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.partition("?")[0].rstrip("/").rpartition("@")
+    found = [_SEED.fullmatch(seed) for seed in place.split(",")]
+    if not all(found) or "/" in place or any(int(seed[2] or 0) > 65535 for seed in found if seed):
+        raise InvalidSetting(
+            "The store URL cannot be taken apart: valkey://user:password@host:port,host:port. Special characters in "
+            "the user name or password must be written with %: / as %2F, # as %23, ? as %3F, @ as %40, : as %3A."
+        )
+    query = dict(parse_qsl(urlsplit(url.replace(",", "%2C")).query))
+    prefix = query.pop("prefix", "cs:")
+    if query or not _PREFIX.fullmatch(prefix):
+        raise InvalidSetting("A store URL for Valkey takes ?prefix=, of letters, digits and . _ : - alone.")
+    username, _, password = login.partition(":")
+    return ValkeyUrl(
+        seeds=tuple((seed[1].strip("[]"), int(seed[2] or 6379)) for seed in found if seed),
+        username=unquote(username) or None,
+        password=unquote(password) or None if at else None,
+        prefix=prefix,
+        tls=scheme.lower() == "valkeys",
+    )
+
+
+class Call(NamedTuple):
+    """A command for whoever has this slot, or a script with its keys and arguments behind their number."""
+
+    slot: int
+    words: Sequence[str | bytes | int]
+    script: Script | None = None
+
+
+def run_script(script: Script, slot: int, keys: Sequence[str], *given: str | bytes | int) -> Call:
+    """A call of a script that writes."""
+    return Call(slot, ("EVALSHA", script.sha, len(keys), *keys, *given), script)
+
+
+class Shard(Struct, frozen=True):
+    """A primary, the slots that it has, and how many replicas it has, by what the cluster knows."""
+
+    host: str
+    port: int
+    ranges: tuple[tuple[int, int], ...]
+    replicas: int
+
+
+class _Again(Exception):
+    """Nothing has happened; it may work soon, perhaps there. `why` for people."""
+
+    def __init__(self, why: str, ask: tuple[str, int] | None = None) -> None:
+        super().__init__(why)
+        self.ask = ask
+
+
+class Cluster:
+    """Connections to the primaries of a cluster."""
+
+    def __init__(self, url: ValkeyUrl, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self.url = url
+        self.shards: list[Shard] = []
+        self._pause = pause
+        self._nodes: dict[tuple[str, int], _Node] = {}
+        self._by_slot: list[Shard | None] = []
+        self._is_open = False
+        self._looking = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Find the nodes. Raises `StoreUnavailable`."""
+        self._is_open = True
+        await self.look()
+
+    async def close(self) -> None:
+        self._is_open = False
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
+
+    # --- Which node has what ------------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Ask the cluster which node has which slots."""
+        seen = self._by_slot
+        async with self._looking:
+            if self._by_slot is seen:  # whoever has waited finds that it has been done
+                self._know(await self._asked())
+
+    async def _asked(self) -> list[Shard]:
+        known = [(shard.host, shard.port) for shard in self.shards]
+        reasons = []
+        for place in dict.fromkeys([*known, *self.url.seeds]):
+            try:
+                (reply,) = await self._node(place).run([("CLUSTER", "SHARDS")])
+                if isinstance(reply, Exception):
+                    raise reply
+                return _shards(reply, place[0])
+            except (RedisError, OSError, StoreError) as error:
+                reasons.append(str(error) or type(error).__name__)
+        raise StoreUnavailable(f"No node of the Valkey Cluster at {self.url.place} answers: {'; '.join(reasons)}")
+
+    def _know(self, shards: list[Shard]) -> None:
+        by_slot: list[Shard | None] = [None] * SLOTS
+        for shard in shards:
+            for first, last in shard.ranges:
+                by_slot[first : last + 1] = [shard] * (last + 1 - first)
+        self.shards, self._by_slot = shards, by_slot
+
+    def _node(self, place: tuple[str, int]) -> _Node:
+        if not self._is_open:
+            raise StoreUnavailable("The store is not open.")
+        if place not in self._nodes:
+            self._nodes[place] = _Node(self.url, place)
+        return self._nodes[place]
+
+    def owner_of(self, slot: int) -> object:
+        """What is equal for slots of one node."""
+        return self._by_slot[slot] if self._by_slot else None
+
+    async def ask_all(self, *words: str) -> list[Any]:
+        """The answer of each primary to this command. Raises `StoreUnavailable`."""
+        return [await self.ask(shard, *words) for shard in self.shards]
+
+    async def ask(self, shard: Shard, *words: str) -> Any:
+        """The answer of one primary."""
+        try:
+            (reply,) = await self._node((shard.host, shard.port)).run([words])
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"Valkey at {shard.host}:{shard.port} does not answer: {error}") from error
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    # --- Calls --------------------------------------------------------------------------------------------------------
+
+    async def read(self, calls: Sequence[Call]) -> list[Any]:
+        """The replies, in order. Raises `StoreUnavailable` unless there are all of them."""
+        replies = await self._run(calls, is_write=False)
+        for reply in replies:
+            if isinstance(reply, StoreError):
+                raise reply
+        return replies
+
+    async def write(self, calls: Sequence[Call]) -> list[Any]:
+        """The replies, in order, once what was written is confirmed; in the place of one that is not, an error."""
+        return await self._run(calls, is_write=True)
+
+    async def _run(self, calls: Sequence[Call], is_write: bool) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + RETRY_SECONDS
+        replies: list[Any] = [None] * len(calls)
+        left: dict[int, _Again | None] = dict.fromkeys(range(len(calls)))
+        while True:
+            left = await self._try(calls, left, replies, is_write)
+            if not left:
+                return replies
+            if loop.time() > until:
+                for place, why in left.items():
+                    replies[place] = StoreUnavailable(f"The Valkey Cluster cannot serve this for now: {why}.")
+                return replies
+            if not all(why and why.ask for why in left.values()):
+                await self._pause(_PAUSE_SECONDS)
+                with suppress(StoreUnavailable):
+                    await self.look()
+
+    async def _try(
+        self, calls: Sequence[Call], left: dict[int, _Again | None], replies: list[Any], is_write: bool
+    ) -> dict[int, _Again | None]:
+        """Run those that are left, each node's together; those that must be tried again, and why."""
+        groups: dict[tuple[tuple[str, int], int, bool], list[int]] = defaultdict(list)
+        again: dict[int, _Again | None] = {}
+        for place, why in left.items():
+            shard = self._by_slot[calls[place].slot] if self._by_slot else None
+            if why and why.ask:
+                groups[why.ask, shard.replicas if shard else 0, True].append(place)
+            elif shard:
+                groups[(shard.host, shard.port), shard.replicas, False].append(place)
+            else:
+                again[place] = _Again("no node has the slot")
+        parts = [
+            self._part(node, [calls[place] for place in places], replicas if is_write else None, asking)
+            for (node, replicas, asking), places in groups.items()
+        ]
+        found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)
+        for places, part in zip(groups.values(), found, strict=True):
+            for place, reply in zip(places, part, strict=True):
+                if isinstance(reply, _Again):
+                    again[place] = reply
+                else:
+                    replies[place] = reply
+        return again
+
+    async def _part(
+        self, place: tuple[str, int], calls: Sequence[Call], replicas: int | None, asking: bool
+    ) -> list[Any]:
+        """What one node answers to these; `replicas` confirm what they write, None: they only read."""
+        commands: list[Sequence[str | bytes | int]] = []
+        for call in calls:
+            if asking:
+                commands.append(("ASKING",))
+            commands.append(call.words)
+        if replicas is not None:
+            # WAIT has the replicas asked how far they are; WAITAOF alone waits until they tell, once in a second.
+            commands.append(("WAIT", replicas, CONFIRM_MILLISECONDS))
+            commands.append(("WAITAOF", 1, replicas, CONFIRM_MILLISECONDS))
+        node = self._node(place)
+        try:
+            found = await node.run(commands, scripts=[call.script for call in calls if call.script])
+        except _NotSent as error:
+            return [_Again(str(error))] * len(calls)
+        except (RedisError, OSError) as error:
+            if replicas is None:
+                return [_Again(str(error) or type(error).__name__)] * len(calls)
+            return [OutcomeUnknown()] * len(calls)
+        confirmed = replicas is None or _is_confirmed(found[-1], replicas)
+        replies = found if replicas is None else found[:-2]
+        replies = replies[1::2] if asking else replies
+        return [_understood(reply, confirmed) for reply in replies]
+
+
+def _is_confirmed(reply: Any, replicas: int) -> bool:
+    return isinstance(reply, list) and reply[0] >= 1 and reply[1] >= replicas
+
+
+def _understood(reply: Any, confirmed: bool) -> Any:
+    """The reply; or `_Again`, or a `StoreError`, in its place."""
+    if not isinstance(reply, Exception):
+        return reply if confirmed else OutcomeUnknown()
+    if isinstance(reply, AskError):
+        return _Again("its slot is moving", (reply.host, reply.port))
+    if isinstance(reply, MovedError | NoScriptError) or str(reply).startswith(_REFUSALS):
+        return _Again(type(reply).__name__ if isinstance(reply, MovedError) else str(reply))
+    text = str(reply)
+    if "CROSSSLOT" in text or "non local key" in text:  # the slots that a script looks at are not all here any more
+        return _Again("slots are moving")
+    if text.startswith("OOM"):
+        return StoreFull()
+    _log.error("Valkey cannot carry out a command: %s", text)
+    return StoreUnavailable("Valkey cannot carry out the command; the log says why.")
+
+
+def _shards(reply: Any, asked: str) -> list[Shard]:
+    """What `CLUSTER SHARDS` says (Valkey command reference)."""
+    shards = []
+    for shard in map(_pairs, reply):
+        slots = shard[b"slots"]
+        nodes = [_pairs(node) for node in shard[b"nodes"]]
+        primaries = [node for node in nodes if node[b"role"] == b"master" and node[b"health"] == b"online"]
+        if not slots or not primaries:
+            continue
+        name = primaries[0].get(b"endpoint") or primaries[0][b"ip"]
+        host = name.decode() if name not in (b"", b"?", None) else asked
+        port = primaries[0].get(b"port") or primaries[0][b"tls-port"]
+        replicas = sum(node[b"role"] == b"replica" and node[b"health"] != b"fail" for node in nodes)
+        ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
+        shards.append(Shard(host, port, ranges, replicas))
+    if not shards:
+        raise StoreUnavailable("No node of the Valkey Cluster has any slots yet.")
+    return shards
+
+
+def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+# --- One node ---------------------------------------------------------------------------------------------------------
+
+
+class _NotSent(Exception):
+    """There is no connection, so nothing has happened."""
+
+
+class _Node:
+    """Connections to one node, each used by one batch at a time."""
+
+    def __init__(self, url: ValkeyUrl, place: tuple[str, int]) -> None:
+        self._url = url
+        self._place = place
+        self._idle: list[Connection] = []
+        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
+        self._known: set[bytes] = set()
+
+    async def close(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            with suppress(RedisError, OSError):
+                await connection.disconnect()
+
+    async def run(self, commands: Sequence[Sequence[Any]], scripts: Sequence[Script] = ()) -> list[Any]:
+        """The replies to these, down one connection; an error that the node answers with is one of them.
+
+        Raises `_NotSent`, and errors of the driver when nobody knows what has happened.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._room.acquire()
+        except TimeoutError:
+            raise StoreBusy from None
+        try:
+            connection = self._idle.pop() if self._idle else await self._connected()
+            await self._load(connection, scripts)
+            replies = await self._exchange(connection, commands)
+            self._idle.append(connection)
+            return replies
+        finally:
+            self._room.release()
+
+    async def _load(self, connection: Connection, scripts: Sequence[Script]) -> None:
+        """Make the node know these, unless it does."""
+        unknown = {script.sha: script for script in scripts if script.sha not in self._known}
+        if unknown:
+            try:
+                await self._exchange(connection, [("SCRIPT", "LOAD", script.text) for script in unknown.values()])
+            except (RedisError, OSError) as error:
+                raise _NotSent(str(error)) from error
+            self._known |= unknown.keys()
+
+    async def _exchange(self, connection: Connection, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        done = False
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            replies = [await self._reply(connection) for _ in commands]
+            done = True
+        finally:
+            if not done:  # what is still to come on it would be taken for the answer to something else
+                self._known.clear()
+                with suppress(RedisError, OSError):
+                    await asyncio.shield(connection.disconnect(nowait=True))
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            self._known.clear()
+        return replies
+
+    async def _reply(self, connection: Connection) -> Any:
+        try:
+            return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
+        except ResponseError as error:
+            return error
+
+    async def _connected(self) -> Connection:
+        host, port = self._place
+        options: dict[str, Any] = {"ssl_min_version": ssl.TLSVersion.TLSv1_2} if self._url.tls else {}
+        connection = (SSLConnection if self._url.tls else Connection)(
+            host=host,
+            port=port,
+            username=self._url.username,
+            password=self._url.password,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            client_name="chatstate",
+            **options,
+        )
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            raise _NotSent(f"{host}:{port} cannot be reached: {error}") from error
+        return connection

@@ -1,0 +1,92 @@
+"""Lists over sorted sets that lie on many slots: all members within bounds, in order, from as many sets as there are.
+
+Each node is asked for the first member of each of its sets, some hundreds of sets with one script, so that it never
+stops for long; then those sets alone are asked for more whose first member is among the first so many of all. A page
+costs a look into every set, whatever is in them: 16384 for sessions, 256 for all else (docs/explanation/scale.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from chatstate.stores.lua import Script, script
+from chatstate.stores.valkey_cluster import Call, Cluster
+
+_AT_ONCE = 512
+"""How many sets one script looks into."""
+
+_FLAGS = "no-writes,allow-cross-slot-keys"
+_HEADS = script("heads", _FLAGS)
+_COUNT = script("count", _FLAGS)
+
+
+class SortedSet(NamedTuple):
+    """One of the sets: its name, and its slot."""
+
+    name: str
+    slot: int
+
+
+class Bounds(NamedTuple):
+    """Which members, in words of `ZRANGE … BYLEX`: `[` includes, `(` excludes, `-` and `+` are the ends."""
+
+    first: bytes = b"-"
+    last: bytes = b"+"
+    from_the_end: bool = False
+
+
+async def first_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds, limit: int) -> list[bytes]:
+    """The first `limit` members of all sets together, in order."""
+    heads = await _heads(cluster, sets, bounds)
+    heads.sort(key=lambda found: found[0], reverse=bounds.from_the_end)
+    chosen = heads[:limit]
+    if not chosen:
+        return []
+    calls = [_range(one, bounds, limit) for _, one in chosen]
+    members = [member for part in await cluster.read(calls) for member in part]
+    members.sort(reverse=bounds.from_the_end)
+    return members[:limit]
+
+
+async def count_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> int:
+    """How many there are."""
+    parts = _parts(cluster, sets)
+    calls = [_over(part, _COUNT, bounds.first, bounds.last) for part in parts]
+    return sum(await cluster.read(calls))
+
+
+async def all_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds, limit: int) -> list[bytes]:
+    """At most `limit` of each set, in order; for what is known to be little."""
+    found = await cluster.read([_range(one, bounds, limit) for one in sets])
+    return sorted((member for part in found for member in part), reverse=bounds.from_the_end)
+
+
+def _range(one: SortedSet, bounds: Bounds, limit: int) -> Call:
+    ends = (bounds.last, bounds.first) if bounds.from_the_end else (bounds.first, bounds.last)
+    order = ("REV",) if bounds.from_the_end else ()
+    return Call(one.slot, ("ZRANGE", one.name, *ends, "BYLEX", *order, "LIMIT", 0, limit))
+
+
+async def _heads(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> list[tuple[bytes, SortedSet]]:
+    parts = _parts(cluster, sets)
+    calls = [_over(part, _HEADS, int(bounds.from_the_end), bounds.first, bounds.last) for part in parts]
+    replies = await cluster.read(calls)
+    return [
+        (member, part[place])
+        for part, flat in zip(parts, replies, strict=True)
+        for place, member in zip(flat[::2], flat[1::2], strict=True)
+    ]
+
+
+def _over(sets: Sequence[SortedSet], script: Script, *given: bytes | int) -> Call:
+    """A script that looks into all these sets, which are on one node."""
+    return Call(sets[0].slot, ("EVALSHA_RO", script.sha, 0, *given, *(one.name for one in sets)), script)
+
+
+def _parts(cluster: Cluster, sets: Sequence[SortedSet]) -> list[list[SortedSet]]:
+    """The sets of each node, some hundreds at once."""
+    by_node: dict[object, list[SortedSet]] = {}
+    for one in sets:
+        by_node.setdefault(cluster.owner_of(one.slot), []).append(one)
+    return [some[start : start + _AT_ONCE] for some in by_node.values() for start in range(0, len(some), _AT_ONCE)]
