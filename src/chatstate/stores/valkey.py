@@ -42,7 +42,7 @@ class ValkeyStore(Store):
         self._url = parse_url(url)
         self._prefix = self._url.prefix
         self._allow_unsafe = allow_unsafe
-        self._cluster = Cluster(self._url)
+        self._cluster = Cluster(self._url, allow_unsafe)
         self._hints = Hints()
 
     async def open(self) -> None:

@@ -1,9 +1,11 @@
 """Reaching a Valkey Cluster: the URL, which node has which slot, pipelines by node, and the translation of errors.
 
-A write counts only when the primary of its shard and all of that shard's replicas have it on their disks: behind the
-scripts of a batch goes `WAITAOF`, down the same connection, because it waits for what that connection has written. What
-is not confirmed in time is of unknown outcome. What a node has refused (`MOVED`, `CLUSTERDOWN`, `LOADING`, …) has not
-happened, and is tried again for a while where the slot is by then.
+A write counts only when the primary of its shard and all of that shard's replicas, also those that the cluster takes
+for failed, have it on their disks: behind the scripts of a batch goes `WAITAOF`, down the same connection, because it
+waits for what that connection has written; and behind that the question whether the node has been the primary all the
+time: one that was demoted and promoted again confirms on an old connection what it has lost. What is not confirmed is
+of unknown outcome. What a node has refused (`MOVED`, `CLUSTERDOWN`, `LOADING`, …) has not happened, and is tried again
+for a while where the slot is by then. `docs/explanation/durability.md` has the tests.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import logging
 import re
 import ssl
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -32,8 +34,9 @@ CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
 """How long to wait for a connection, and for one answer of a node."""
 
-CONFIRM_MILLISECONDS = 3000
-"""How long a write waits until all replicas have it on their disks; after that its outcome is unknown."""
+CONFIRM_MILLISECONDS = 2000
+"""How long a write waits until all replicas have it, and then until they have it on their disks; after that its outcome
+is unknown."""
 
 RETRY_SECONDS = 3.0
 """For how long what a node has refused is tried again: while a slot moves, and while a replica is being promoted."""
@@ -91,6 +94,11 @@ def parse_url(url: str) -> ValkeyUrl:
     )
 
 
+EPOCH = b"\0epoch"
+"""Stands among the words of a call for what names the time since the node became the primary: eight digits, which are
+others after every failover."""
+
+
 class Call(NamedTuple):
     """A command for whoever has this slot, or a script with its keys and arguments behind their number."""
 
@@ -105,12 +113,14 @@ def run_script(script: Script, slot: int, keys: Sequence[str], *given: str | byt
 
 
 class Shard(Struct, frozen=True):
-    """A primary, the slots that it has, and how many replicas it has, by what the cluster knows."""
+    """A primary, the slots that it has, and how many replicas it has, by what the cluster knows; of those, `away` have
+    failed."""
 
     host: str
     port: int
     ranges: tuple[tuple[int, int], ...]
     replicas: int
+    away: int
 
 
 class _Again(Exception):
@@ -122,10 +132,19 @@ class _Again(Exception):
 
 
 class Cluster:
-    """Connections to the primaries of a cluster."""
+    """Connections to the primaries of a cluster.
 
-    def __init__(self, url: ValkeyUrl, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    allow_unsafe  do not wait for replicas that have failed
+    """
+
+    def __init__(
+        self,
+        url: ValkeyUrl,
+        allow_unsafe: bool = False,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self.url = url
+        self._allow_unsafe = allow_unsafe
         self.shards: list[Shard] = []
         self._pause = pause
         self._nodes: dict[tuple[str, int], _Node] = {}
@@ -162,7 +181,7 @@ class Cluster:
                 if isinstance(reply, Exception):
                     raise reply
                 return _shards(reply, place[0])
-            except (RedisError, OSError, StoreError) as error:
+            except (RedisError, OSError, StoreError, _NotSent) as error:
                 reasons.append(str(error) or type(error).__name__)
         raise StoreUnavailable(f"No node of the Valkey Cluster at {self.url.place} answers: {'; '.join(reasons)}")
 
@@ -192,7 +211,7 @@ class Cluster:
         """The answer of one primary."""
         try:
             (reply,) = await self._node((shard.host, shard.port)).run([words])
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, _NotSent) as error:
             raise StoreUnavailable(f"Valkey at {shard.host}:{shard.port} does not answer: {error}") from error
         if isinstance(reply, Exception):
             raise reply
@@ -234,19 +253,20 @@ class Cluster:
         self, calls: Sequence[Call], left: dict[int, _Again | None], replies: list[Any], is_write: bool
     ) -> dict[int, _Again | None]:
         """Run those that are left, each node's together; those that must be tried again, and why."""
-        groups: dict[tuple[tuple[str, int], int, bool], list[int]] = defaultdict(list)
+        groups: dict[tuple[tuple[str, int], Shard, bool], list[int]] = defaultdict(list)
         again: dict[int, _Again | None] = {}
         for place, why in left.items():
-            shard = self._by_slot[calls[place].slot] if self._by_slot else None
-            if why and why.ask:
-                groups[why.ask, shard.replicas if shard else 0, True].append(place)
-            elif shard:
-                groups[(shard.host, shard.port), shard.replicas, False].append(place)
-            else:
+            ask = why and why.ask
+            shard = self._shard_at(ask) if ask else self._by_slot[calls[place].slot] if self._by_slot else None
+            if shard is None:
                 again[place] = _Again("no node has the slot")
+            elif is_write and shard.away and not self._allow_unsafe:
+                again[place] = _Again(f"a replica of {shard.host}:{shard.port} is away, so nothing can be confirmed")
+            else:
+                groups[(shard.host, shard.port), shard, bool(ask)].append(place)
         parts = [
-            self._part(node, [calls[place] for place in places], replicas if is_write else None, asking)
-            for (node, replicas, asking), places in groups.items()
+            self._part(node, [calls[place] for place in places], self._needed(shard) if is_write else None, asking)
+            for (node, shard, asking), places in groups.items()
         ]
         found = [await parts[0]] if len(parts) == 1 else await asyncio.gather(*parts)
         for places, part in zip(groups.values(), found, strict=True):
@@ -257,6 +277,13 @@ class Cluster:
                     replies[place] = reply
         return again
 
+    def _shard_at(self, place: tuple[str, int]) -> Shard | None:
+        return next((shard for shard in self.shards if (shard.host, shard.port) == place), None)
+
+    def _needed(self, shard: Shard) -> int:
+        """How many replicas must confirm a write."""
+        return shard.replicas - shard.away if self._allow_unsafe else shard.replicas
+
     async def _part(
         self, place: tuple[str, int], calls: Sequence[Call], replicas: int | None, asking: bool
     ) -> list[Any]:
@@ -266,30 +293,28 @@ class Cluster:
             if asking:
                 commands.append(("ASKING",))
             commands.append(call.words)
-        if replicas is not None:
-            # WAIT has the replicas asked how far they are; WAITAOF alone waits until they tell, once in a second.
-            commands.append(("WAIT", replicas, CONFIRM_MILLISECONDS))
-            commands.append(("WAITAOF", 1, replicas, CONFIRM_MILLISECONDS))
         node = self._node(place)
+        scripts = [call.script for call in calls if call.script]
+        confirmed = True
         try:
-            found = await node.run(commands, scripts=[call.script for call in calls if call.script])
+            if replicas is None:
+                found = await node.run(commands, scripts)
+            else:
+                found, confirmed = await node.run_confirmed(commands, scripts, replicas)
         except _NotSent as error:
             return [_Again(str(error))] * len(calls)
         except (RedisError, OSError) as error:
             if replicas is None:
                 return [_Again(str(error) or type(error).__name__)] * len(calls)
             return [OutcomeUnknown()] * len(calls)
-        confirmed = replicas is None or _is_confirmed(found[-1], replicas)
-        replies = found if replicas is None else found[:-2]
-        replies = replies[1::2] if asking else replies
-        return [_understood(reply, confirmed) for reply in replies]
+        if not confirmed:
+            with suppress(StoreUnavailable):
+                await self.look()
+        replies = found[1::2] if asking else found
+        return [_understood(reply, replicas is not None, confirmed) for reply in replies]
 
 
-def _is_confirmed(reply: Any, replicas: int) -> bool:
-    return isinstance(reply, list) and reply[0] >= 1 and reply[1] >= replicas
-
-
-def _understood(reply: Any, confirmed: bool) -> Any:
+def _understood(reply: Any, is_write: bool, confirmed: bool) -> Any:
     """The reply; or `_Again`, or a `StoreError`, in its place."""
     if not isinstance(reply, Exception):
         return reply if confirmed else OutcomeUnknown()
@@ -303,7 +328,8 @@ def _understood(reply: Any, confirmed: bool) -> Any:
     if text.startswith("OOM"):
         return StoreFull()
     _log.error("Valkey cannot carry out a command: %s", text)
-    return StoreUnavailable("Valkey cannot carry out the command; the log says why.")
+    # A script that fails is not undone.
+    return OutcomeUnknown() if is_write else StoreUnavailable("Valkey cannot carry out a command; the log says why.")
 
 
 def _shards(reply: Any, asked: str) -> list[Shard]:
@@ -318,9 +344,9 @@ def _shards(reply: Any, asked: str) -> list[Shard]:
         name = primaries[0].get(b"endpoint") or primaries[0][b"ip"]
         host = name.decode() if name not in (b"", b"?", None) else asked
         port = primaries[0].get(b"port") or primaries[0][b"tls-port"]
-        replicas = sum(node[b"role"] == b"replica" and node[b"health"] != b"fail" for node in nodes)
+        replicas = [node[b"health"] for node in nodes if node[b"role"] != b"master"]
         ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
-        shards.append(Shard(host, port, ranges, replicas))
+        shards.append(Shard(host, port, ranges, len(replicas), replicas.count(b"fail")))
     if not shards:
         raise StoreUnavailable("No node of the Valkey Cluster has any slots yet.")
     return shards
@@ -337,73 +363,115 @@ class _NotSent(Exception):
     """There is no connection, so nothing has happened."""
 
 
+class _Link:
+    """A connection, and the history that the node wrote as a primary when it was made; empty: it was none."""
+
+    __slots__ = ("connection", "history")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.history = b""
+
+    async def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The replies to these; an error that the node answers with is one of them. What raises closes it."""
+        done = False
+        try:
+            packed = self.connection.pack_commands(commands)
+            await self.connection.send_packed_command(packed, check_health=False)
+            replies = [await self._reply() for _ in commands]
+            done = True
+        finally:
+            if not done:  # what is still to come on it would be taken for the answer to something else
+                await self.close()
+        return replies
+
+    async def _reply(self) -> Any:
+        try:
+            return await self.connection.read_response(disable_decoding=True, disconnect_on_error=False)
+        except ResponseError as error:
+            return error
+
+    async def close(self) -> None:
+        with suppress(RedisError, OSError):
+            await asyncio.shield(self.connection.disconnect(nowait=True))
+
+
 class _Node:
     """Connections to one node, each used by one batch at a time."""
 
     def __init__(self, url: ValkeyUrl, place: tuple[str, int]) -> None:
         self._url = url
         self._place = place
-        self._idle: list[Connection] = []
+        self._idle: list[_Link] = []
         self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
         self._known: set[bytes] = set()
 
     async def close(self) -> None:
         idle, self._idle = self._idle, []
-        for connection in idle:
-            with suppress(RedisError, OSError):
-                await connection.disconnect()
+        for link in idle:
+            await link.close()
 
     async def run(self, commands: Sequence[Sequence[Any]], scripts: Sequence[Script] = ()) -> list[Any]:
         """The replies to these, down one connection; an error that the node answers with is one of them.
 
         Raises `_NotSent`, and errors of the driver when nobody knows what has happened.
         """
+        async with self._link(scripts) as link:
+            return self._checked(await link.exchange(commands))
+
+    async def run_confirmed(
+        self, commands: Sequence[Sequence[Any]], scripts: Sequence[Script], replicas: int
+    ) -> tuple[list[Any], bool]:
+        """The replies, and whether what they tell of is on the disks of the node and of so many replicas."""
+        async with self._link(scripts) as link:
+            epoch = link.history[:8]
+            words = [[epoch if word is EPOCH else word for word in command] for command in commands]
+            # WAIT has the replicas asked how far they are, and WAITAOF asks once more. Alone it would come together
+            # with the writes, the replicas would answer before they sync, and tell the rest a second later.
+            asking = [
+                ("WAIT", replicas, CONFIRM_MILLISECONDS),
+                ("WAITAOF", 1, replicas, CONFIRM_MILLISECONDS),
+                ("INFO", "replication"),
+            ]
+            *replies, _, counts, told = await link.exchange([*words, *asking])
+            confirmed = _is_confirmed(counts, told, replicas, link.history)
+            if not confirmed:
+                await link.close()
+            return self._checked(replies), confirmed
+
+    def _checked(self, replies: list[Any]) -> list[Any]:
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            self._known.clear()
+        return replies
+
+    @asynccontextmanager
+    async def _link(self, scripts: Sequence[Script]) -> AsyncIterator[_Link]:
+        """A connection to a node that knows these scripts."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._room.acquire()
         except TimeoutError:
             raise StoreBusy from None
         try:
-            connection = self._idle.pop() if self._idle else await self._connected()
-            await self._load(connection, scripts)
-            replies = await self._exchange(connection, commands)
-            self._idle.append(connection)
-            return replies
+            link = self._idle.pop() if self._idle else await self._connected()
+            unknown = {script.sha: script for script in scripts if script.sha not in self._known}
+            if unknown:
+                await self._before(link, [("SCRIPT", "LOAD", script.text) for script in unknown.values()])
+                self._known |= unknown.keys()
+            yield link
+            if link.connection.is_connected:  # else the driver would connect anew, and not say so
+                self._idle.append(link)
         finally:
             self._room.release()
 
-    async def _load(self, connection: Connection, scripts: Sequence[Script]) -> None:
-        """Make the node know these, unless it does."""
-        unknown = {script.sha: script for script in scripts if script.sha not in self._known}
-        if unknown:
-            try:
-                await self._exchange(connection, [("SCRIPT", "LOAD", script.text) for script in unknown.values()])
-            except (RedisError, OSError) as error:
-                raise _NotSent(str(error)) from error
-            self._known |= unknown.keys()
-
-    async def _exchange(self, connection: Connection, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        done = False
+    async def _before(self, link: _Link, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The replies to what goes before anything is written. Raises `_NotSent`."""
         try:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            replies = [await self._reply(connection) for _ in commands]
-            done = True
-        finally:
-            if not done:  # what is still to come on it would be taken for the answer to something else
-                self._known.clear()
-                with suppress(RedisError, OSError):
-                    await asyncio.shield(connection.disconnect(nowait=True))
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            self._known.clear()
-        return replies
+            return await link.exchange(commands)
+        except (RedisError, OSError) as error:
+            raise _NotSent(str(error)) from error
 
-    async def _reply(self, connection: Connection) -> Any:
-        try:
-            return await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-        except ResponseError as error:
-            return error
-
-    async def _connected(self) -> Connection:
+    async def _connected(self) -> _Link:
         host, port = self._place
         options: dict[str, Any] = {"ssl_min_version": ssl.TLSVersion.TLSv1_2} if self._url.tls else {}
         connection = (SSLConnection if self._url.tls else Connection)(
@@ -422,4 +490,26 @@ class _Node:
             await connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise _NotSent(f"{host}:{port} cannot be reached: {error}") from error
-        return connection
+        link = _Link(connection)
+        (told,) = await self._before(link, [("INFO", "replication")])
+        link.history = _history(told)
+        return link
+
+
+def _history(told: Any) -> bytes:
+    """`master_replid` of an answer to `INFO replication`; empty unless it is a primary's."""
+    if isinstance(told, Exception) or b"role:master" not in told:
+        return b""
+    return bytes(_between(told, b"master_replid:"))
+
+
+def _between(told: bytes, name: bytes) -> bytes:
+    return told.partition(name)[2].partition(b"\r\n")[0]
+
+
+def _is_confirmed(counts: Any, told: Any, replicas: int, history: bytes) -> bool:
+    """Whether so many have it on disk, and the node has been the primary all the time, of no more than these."""
+    if isinstance(counts, Exception) or isinstance(told, Exception):
+        return False
+    no_others = int(_between(told, b"connected_slaves:") or 0) <= replicas
+    return bool(history) and counts[0] >= 1 and counts[1] >= replicas and _history(told) == history and no_others

@@ -41,13 +41,13 @@ from chatstate.model import (
 )
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
-from chatstate.stores.valkey_cluster import Call, Cluster, run_script
+from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, slot_of, slot_tags, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, SortedSet, all_members, count_members, first_members
 
-HEAD = 90
+HEAD = 98
 _NONE = b"-"
-_ENOUGH = 600
+_ENOUGH = 620
 """How many bytes hold a head with its session_id."""
 
 _WRITE = script("write_session")
@@ -89,12 +89,12 @@ def _ends(text: bytes | None) -> datetime | None:
 
 
 def tag_of(text: bytes) -> Tag:
-    return Tag(text[HEAD : HEAD + int(text[86:90])].decode(), int(text[:16]))
+    return Tag(text[HEAD : HEAD + int(text[94:98])].decode(), int(text[:16]))
 
 
 def session_of(user_session_id: str, text: bytes) -> Session:
     """The session that lies there as this text."""
-    end = HEAD + int(text[86:90])
+    end = HEAD + int(text[94:98])
     return Session(
         text[HEAD:end].decode(),
         user_session_id,
@@ -185,7 +185,7 @@ def write_call(prefix: str, write: Write, retention: Retention, more: dict[str, 
         given["deletes"] = True
     own = [keys.own(name) for name in ("s", "v", "r", "m")]
     of_slot = [keys.of_slot(name) for name in ("ids", "active", "ends", "keys")]
-    return run_script(_WRITE, keys.slot, [*own, *of_slot], msgpack.encode(given), state, keys.digest)
+    return run_script(_WRITE, keys.slot, [*own, *of_slot], msgpack.encode(given), state, keys.digest, EPOCH)
 
 
 def _once(once: IdempotencyKey, now: datetime) -> dict[str, Any]:

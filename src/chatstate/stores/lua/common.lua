@@ -15,13 +15,13 @@ local function later_by(time, seconds)
 end
 
 -- A session is one text: a head of fixed length, its session_id, and its state. '-' stands for what it has not.
-local NO_TIME, NO_SECONDS, HEAD = string.rep('-', 15), string.rep('-', 10), 90
+local NO_TIME, NO_SECONDS = string.rep('-', 15), string.rep('-', 10)
 
 local function head_of(text)
     if not text or text == '' then
         return nil
     end
-    local length = tonumber(string.sub(text, 87, 90))
+    local length = tonumber(string.sub(text, 95, 98))
     return {
         version = tonumber(string.sub(text, 1, 16)),
         updated = string.sub(text, 17, 31),
@@ -29,14 +29,22 @@ local function head_of(text)
         created = string.sub(text, 47, 61),
         ends = string.sub(text, 62, 76),
         lives = string.sub(text, 77, 86),
-        session_id = string.sub(text, 91, 90 + length),
-        size = 90 + length,
+        epoch = string.sub(text, 87, 94),
+        session_id = string.sub(text, 99, 98 + length),
+        size = 98 + length,
     }
 end
 
 local function text_of(session)
     return string.format('%016d', session.version) .. session.updated .. session.active .. session.created
-        .. session.ends .. session.lives .. string.format('%04d', #session.session_id) .. session.session_id
+        .. session.ends .. session.lives .. session.epoch .. string.format('%04d', #session.session_id)
+        .. session.session_id
+end
+
+-- Versions that somebody has read, and that a failover has taken back because they were not confirmed, must not come
+-- again with other states: after one, versions go on from where the former primary cannot have come.
+local function next_version(session, epoch)
+    return session.version + (session.epoch == epoch and 1 or 1001)
 end
 
 local function has_expired(session, now, idle_since)

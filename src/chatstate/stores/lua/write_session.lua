@@ -1,7 +1,7 @@
 -- Save or delete one session: compare with what is expected, and change everything of it in one step.
 -- KEYS: the session, its history, what is remembered of it, its marks; of its slot: ids, by activity, by end, remembered
--- ARGV: what is asked for (MessagePack), the state, its digest for indexes
-local write, state, digest = cmsgpack.unpack(ARGV[1]), ARGV[2], ARGV[3]
+-- ARGV: what is asked for (MessagePack), the state, the digest of the id, the epoch of the primary
+local write, state, digest, epoch = cmsgpack.unpack(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local SESSION, HISTORY, REMEMBERED, MARKS, IDS, ACTIVE, ENDS, FORGET =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local now, once, id = write.now, write.once, write.id
@@ -34,7 +34,7 @@ if settles then
     end
 end
 
-local raw = redis.call('GETRANGE', SESSION, 0, 600)
+local raw = redis.call('GETRANGE', SESSION, 0, 620)
 local current = head_of(raw)
 local expired = current and has_expired(current, now, write.idle_since)
 
@@ -103,7 +103,8 @@ if write.expires_in then
     lives = write.expires_in == 0 and NO_SECONDS or string.format('%010d', write.expires_in)
 end
 local session = {
-    version = current and current.version + 1 or 1,
+    version = current and next_version(current, epoch) or 1,
+    epoch = epoch,
     session_id = current and current.session_id or write.session_id,
     created = current and current.created or now,
     updated = now,
