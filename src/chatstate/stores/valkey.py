@@ -24,6 +24,8 @@ from chatstate.model import (
     VersionQuery,
     Write,
 )
+from chatstate.row import RowCount, RowQuery
+from chatstate.stores import valkey_rows
 from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
@@ -105,6 +107,8 @@ class ValkeyStore(Store):
             VersionQuery: sessions.versions,
             ReplayQuery: sessions.replays,
             RememberedQuery: sessions.remembered,
+            RowQuery: valkey_rows.rows,
+            RowCount: valkey_rows.count,
         }
         rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
         return rows

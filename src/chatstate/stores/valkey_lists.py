@@ -36,6 +36,9 @@ class Bounds(NamedTuple):
     from_the_end: bool = False
 
 
+ALL = Bounds()
+
+
 async def first_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds, limit: int) -> list[bytes]:
     """The first `limit` members of all sets together, in order."""
     heads = await _heads(cluster, sets, bounds)

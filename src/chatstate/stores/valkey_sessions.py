@@ -1,8 +1,9 @@
 """Sessions in a Valkey Cluster: what the scripts are given, what their replies mean, and lists over all slots.
 
 A session is one text, `cs:{digest of its id}:s`: a head of fixed length and the state (`lua/common.lua`). On the same
-slot are its history, what is remembered of its idempotency keys, and the marks of messages that it has taken in. Four
-sorted sets of each slot name its sessions: by id, by activity and id, by end and id; and what is remembered, by end.
+slot are its history, what is remembered of its idempotency keys, and the marks of messages that it has taken in. Five
+sorted sets of each slot name its sessions: by id, by activity and id, by end and id; and what is remembered, by end and
+by id.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from chatstate.model import (
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
-from chatstate.stores.valkey_keys import SessionKeys, slot_of, slot_tags, time_of, time_text
+from chatstate.stores.valkey_keys import SessionKeys, slot_tags, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, SortedSet, all_members, count_members, first_members
 
 HEAD = 98
@@ -184,8 +185,8 @@ def write_call(prefix: str, write: Write, retention: Retention, more: dict[str, 
     else:
         given["deletes"] = True
     own = [keys.own(name) for name in ("s", "v", "r", "m")]
-    of_slot = [keys.of_slot(name) for name in ("ids", "active", "ends", "keys")]
-    return run_script(_WRITE, keys.slot, [*own, *of_slot], msgpack.encode(given), state, keys.digest, EPOCH)
+    of_slot = [keys.of_slot(name) for name in ("ids", "active", "ends", "keys", "keyed")]
+    return run_script(_WRITE, keys.slot, [*own, *of_slot], msgpack.encode(given), state, EPOCH)
 
 
 def _once(once: IdempotencyKey, now: datetime) -> dict[str, Any]:
@@ -322,7 +323,7 @@ _AFTER_ALL_IDS = b"\xff"
 """Is behind every id in the order of bytes: it is in no UTF-8 text."""
 
 
-def _sets(prefix: str, name: str) -> list[SortedSet]:
+def sets_of(prefix: str, name: str) -> list[SortedSet]:
     return [SortedSet(f"{prefix}{{{tag}}}:{name}", slot) for slot, tag in enumerate(slot_tags())]
 
 
@@ -330,11 +331,11 @@ async def sessions(cluster: Cluster, prefix: str, query: SessionQuery) -> list[S
     """The page that the query asks for."""
     by_id = query.order == "id"
     if not by_id and query.prefix:
-        ids = _sets(prefix, "ids")
+        ids = sets_of(prefix, "ids")
         if await count_members(cluster, ids, _bounds_by_id(query.prefix)) <= _FEW:
             return await _sorted_here(cluster, prefix, query, ids)
     found: list[Any] = []
-    sets = _sets(prefix, "ids" if by_id else "active")
+    sets = sets_of(prefix, "ids" if by_id else "active")
     bounds = _bounds_by_id(query.prefix, query) if by_id else _bounds_by_activity(query)
     while len(found) < query.limit:
         members = await first_members(cluster, sets, bounds, query.limit)
@@ -406,7 +407,7 @@ async def sweep_ended(
     cluster: Cluster, prefix: str, now: datetime, retention: Retention, limit: int
 ) -> tuple[int, int]:
     """Remove sessions whose own expiry has come; how many were found, and removed."""
-    found = await first_members(cluster, _sets(prefix, "ends"), until(now), limit)
+    found = await first_members(cluster, sets_of(prefix, "ends"), until(now), limit)
     ids = {member[15:].decode(): member for member in found}
     return len(found), await _removed(cluster, prefix, ids, now, retention)
 
@@ -416,7 +417,7 @@ async def sweep_idle(
 ) -> tuple[list[str], int]:
     """Remove the idle among the next sessions by id; those that were looked at, and how many were removed."""
     bounds = Bounds(first=b"(" + after.encode() if after else b"-")
-    ids = [member.decode() for member in await first_members(cluster, _sets(prefix, "ids"), bounds, limit)]
+    ids = [member.decode() for member in await first_members(cluster, sets_of(prefix, "ids"), bounds, limit)]
     heads = await cluster.read([head_call(prefix, name) for name in ids])
     gone = Gone(now, retention)
     expired = {name: b"" for name, head in zip(ids, heads, strict=True) if head and gone(head)}
@@ -436,12 +437,17 @@ async def _removed(cluster: Cluster, prefix: str, found: dict[str, bytes], now: 
 
 async def sweep_remembered(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int:
     """Forget idempotency keys; how many."""
-    sets = _sets(prefix, "keys")
-    found = await first_members(cluster, sets, until(now), limit)
+    found = await first_members(cluster, sets_of(prefix, "keys"), until(now), limit)
     calls = []
     for member in found:
-        digest = member[15:79].decode()
-        slot = slot_of(digest)
-        calls.append(run_script(_FORGET, slot, [f"{prefix}{{{digest}}}:r", sets[slot].name], member))
+        user_session_id, _, field = member[15:].decode().partition("\0")
+        calls.append(forget_call(prefix, user_session_id, field, member[:15]))
     await cluster.write(calls)
     return len(found)
+
+
+def forget_call(prefix: str, user_session_id: str, field: str, ends: bytes = b"") -> Call:
+    """Forgets an idempotency key that ends then; with nothing given: whenever it ends."""
+    keys = SessionKeys(prefix, user_session_id)
+    names = [keys.own("r"), keys.of_slot("keys"), keys.of_slot("keyed")]
+    return run_script(_FORGET, keys.slot, names, user_session_id, field, ends)

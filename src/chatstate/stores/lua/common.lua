@@ -72,3 +72,24 @@ local function remove_session(keys, session, id)
         end
     end
 end
+
+-- Remember what an idempotency key came to; the names of what by which it is found are those of forget_key.
+-- keys: what is remembered of the session; of its slot: what is remembered by its end, and ids
+local function forget_key(keys, id, field)
+    local kept = redis.call('HGET', keys[1], field)
+    if kept then
+        redis.call('HDEL', keys[1], field)
+        redis.call('ZREM', keys[2], cmsgpack.unpack(kept).forget .. id .. '\0' .. field)
+        if redis.call('EXISTS', keys[1]) == 0 then
+            redis.call('ZREM', keys[3], id)
+        end
+    end
+    return kept
+end
+
+local function remember_key(keys, id, field, outcome)
+    forget_key(keys, id, field)
+    redis.call('HSET', keys[1], field, cmsgpack.pack(outcome))
+    redis.call('ZADD', keys[2], 0, outcome.forget .. id .. '\0' .. field)
+    redis.call('ZADD', keys[3], 0, id)
+end

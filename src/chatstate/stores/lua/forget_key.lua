@@ -1,8 +1,8 @@
 -- Forget what was remembered of an idempotency key, unless it has been used again since.
--- KEYS: what is remembered of the session; of its slot: what is remembered, by end
--- ARGV: the member by which it was found: when it ends, a digest, and the field
-local kept = redis.call('HGET', KEYS[1], string.sub(ARGV[1], 80))
-if kept and cmsgpack.unpack(kept).forget == string.sub(ARGV[1], 1, 15) then
-    redis.call('HDEL', KEYS[1], string.sub(ARGV[1], 80))
+-- KEYS: what is remembered of the session; of its slot: what is remembered by its end, and ids
+-- ARGV: the id, the field, and when it ends; empty: whenever that is
+local kept = redis.call('HGET', KEYS[1], ARGV[2])
+if ARGV[3] ~= '' and not (kept and cmsgpack.unpack(kept).forget == ARGV[3]) then
+    return redis.call('ZREM', KEYS[2], ARGV[3] .. ARGV[1] .. '\0' .. ARGV[2])
 end
-return redis.call('ZREM', KEYS[2], ARGV[1])
+return forget_key(KEYS, ARGV[1], ARGV[2]) and 1 or 0

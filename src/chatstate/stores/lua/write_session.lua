@@ -1,9 +1,10 @@
 -- Save or delete one session: compare with what is expected, and change everything of it in one step.
--- KEYS: the session, its history, what is remembered of it, its marks; of its slot: ids, by activity, by end, remembered
--- ARGV: what is asked for (MessagePack), the state, the digest of the id, the epoch of the primary
-local write, state, digest, epoch = cmsgpack.unpack(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-local SESSION, HISTORY, REMEMBERED, MARKS, IDS, ACTIVE, ENDS, FORGET =
-    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+-- KEYS: the session, its history, what is remembered of it, its marks; of its slot: ids, by activity, by end, what is
+--       remembered by its end, and ids of which something is remembered
+-- ARGV: what is asked for (MessagePack), the state, the epoch of the primary
+local write, state, epoch = cmsgpack.unpack(ARGV[1]), ARGV[2], ARGV[3]
+local SESSION, HISTORY, REMEMBERED, MARKS, IDS, ACTIVE, ENDS, FORGET, KEYED =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local now, once, id = write.now, write.once, write.id
 
 if once then
@@ -71,8 +72,7 @@ end
 local function remember(outcome)
     if once then
         outcome.digest, outcome.forget = once.digest, once.forget
-        redis.call('HSET', REMEMBERED, once.field, cmsgpack.pack(outcome))
-        redis.call('ZADD', FORGET, 0, once.forget .. digest .. once.field)
+        remember_key({ REMEMBERED, FORGET, KEYED }, id, once.field, outcome)
     end
 end
 

@@ -1,0 +1,265 @@
+"""Whole rows in a Valkey Cluster, for copies: pages of them in the order of their places, and putting and dropping."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from msgspec import msgpack
+
+from chatstate.errors import StoreError
+from chatstate.row import (
+    AnyRow,
+    DropRow,
+    RememberedRow,
+    RowChanged,
+    RowCount,
+    RowQuery,
+    RowShelf,
+    RowWrite,
+    SessionRow,
+    VersionRow,
+)
+from chatstate.stores.lua import script
+from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
+from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
+from chatstate.stores.valkey_lists import ALL, Bounds, count_members, first_members
+from chatstate.stores.valkey_sessions import check_text, forget_call, load_call, session_of, sets_of
+
+_PUT_SESSION, _PUT_VERSION, _PUT_KEY = script("put_session"), script("put_version"), script("put_key")
+
+_AT_ONCE = 32
+"""How many sessions are read at once: their states may be large."""
+
+_NO_TIME, _NO_SECONDS = "-" * 15, "-" * 10
+
+
+# --- Listing ----------------------------------------------------------------------------------------------------------
+
+
+async def rows(cluster: Cluster, prefix: str, query: RowQuery) -> list[AnyRow]:
+    """The rows that the query asks for, in its order."""
+    found: list[AnyRow] = []
+    size = 0
+    async for row in _LISTED[query.shelf](cluster, prefix, query):
+        found.append(row)
+        size += len(getattr(row, "chat_state", "") or getattr(row, "document", "") or "")
+        if len(found) >= query.limit or size > query.size:
+            break
+    return found
+
+
+async def _ids(cluster: Cluster, prefix: str, name: str, query: RowQuery) -> AsyncIterator[list[str]]:
+    """Ids from one of the sets, some at a time, from that of the place on: of it there may be more."""
+    bound = b"[" + str(query.after[0]).encode() if query.after else b"-"
+    if query.after and len(query.after) == 1:
+        bound = b"(" + str(query.after[0]).encode()
+    while members := await first_members(cluster, sets_of(prefix, name), Bounds(first=bound), _AT_ONCE):
+        yield [member.decode() for member in members]
+        bound = b"(" + members[-1]
+
+
+async def _sessions(cluster: Cluster, prefix: str, query: RowQuery) -> AsyncIterator[AnyRow]:
+    async for ids in _ids(cluster, prefix, "ids", query):
+        texts = await cluster.read([load_call(prefix, name) for name in ids])
+        for name, text in zip(ids, texts, strict=True):
+            if text:
+                yield _session_row(name, text)
+
+
+def _session_row(user_session_id: str, text: bytes) -> SessionRow:
+    session = session_of(user_session_id, text)
+    lives = text[76:86]
+    return SessionRow(
+        user_session_id=user_session_id,
+        session_id=session.session_id,
+        chat_state=session.chat_state,
+        last_activity=session.last_activity,
+        created_at=session.created_at,
+        updated_at=session.updated_at,
+        version=session.version,
+        expires_in=None if lives.startswith(b"-") else int(lives),
+        expires_at=session.expires_at,
+    )
+
+
+async def _versions(cluster: Cluster, prefix: str, query: RowQuery) -> AsyncIterator[AnyRow]:
+    async for ids in _ids(cluster, prefix, "ids", query):
+        keys = [SessionKeys(prefix, name) for name in ids]
+        replies = await cluster.read([Call(each.slot, ("HGETALL", each.own("v"))) for each in keys])
+        for name, flat in zip(ids, replies, strict=True):
+            versions = sorted(zip(map(int, flat[::2]), flat[1::2], strict=True))
+            for number, packed in versions:
+                if not query.after or (name, number) > query.after:
+                    yield _version_row(name, number, packed)
+
+
+def _version_row(user_session_id: str, version: int, packed: bytes) -> VersionRow:
+    session_id, active, saved, state = msgpack.decode(packed)
+    return VersionRow(
+        user_session_id=user_session_id,
+        version=version,
+        session_id=session_id,
+        last_activity=time_of(active),
+        saved_at=time_of(saved),
+        chat_state=state,
+    )
+
+
+async def _remembered(cluster: Cluster, prefix: str, query: RowQuery) -> AsyncIterator[AnyRow]:
+    async for ids in _ids(cluster, prefix, "keyed", query):
+        keys = [SessionKeys(prefix, name) for name in ids]
+        replies = await cluster.read([Call(each.slot, ("HGETALL", each.own("r"))) for each in keys])
+        for name, flat in zip(ids, replies, strict=True):
+            found = [_remembered_row(name, *pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+            for row in sorted(found, key=lambda row: row.place):
+                if not query.after or row.place > query.after:
+                    yield row
+
+
+def _remembered_row(user_session_id: str, field: bytes, packed: bytes) -> RememberedRow:
+    key, _, caller = field.decode().partition("\0")
+    known = msgpack.decode(packed)
+    return RememberedRow(
+        user_session_id=user_session_id,
+        caller=caller,
+        key=key,
+        digest=bytes.fromhex(known["digest"]),
+        forget_at=time_of(known["forget"]),
+        deleted=bool(known.get("deleted")),
+        session_id=known["session_id"],
+        version=int(known["version"]),
+        last_activity=time_of(known["active"]),
+        created_at=time_of(known["created"]),
+        updated_at=time_of(known["updated"]),
+        expires_at=None if known["ends"].startswith("-") else time_of(known["ends"]),
+        chat_state=known.get("state"),
+    )
+
+
+async def count(cluster: Cluster, prefix: str, query: RowCount) -> list[int]:
+    """How many rows are on the shelf, about."""
+    return [await _COUNTED[query.shelf](cluster, prefix)]
+
+
+async def _count_versions(cluster: Cluster, prefix: str) -> int:
+    total = 0
+    async for ids in _ids(cluster, prefix, "ids", RowQuery(shelf="versions")):
+        keys = [SessionKeys(prefix, name) for name in ids]
+        total += sum(await cluster.read([Call(each.slot, ("HLEN", each.own("v"))) for each in keys]))
+    return total
+
+
+def _counting(name: str) -> Callable[[Cluster, str], Awaitable[int]]:
+    async def counted(cluster: Cluster, prefix: str) -> int:
+        return await count_members(cluster, sets_of(prefix, name), ALL)
+
+    return counted
+
+
+_LISTED: dict[RowShelf, Callable[[Cluster, str, RowQuery], AsyncIterator[AnyRow]]] = {
+    "sessions": _sessions,
+    "versions": _versions,
+    "remembered": _remembered,
+}
+
+_COUNTED: dict[RowShelf, Callable[[Cluster, str], Awaitable[int]]] = {
+    "sessions": _counting("ids"),
+    "versions": _count_versions,
+    "remembered": _counting("keys"),
+}
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+async def apply_rows(cluster: Cluster, prefix: str, writes: Sequence[RowWrite]) -> list[RowChanged | StoreError]:
+    """Carry out writes, an outcome for each, in order: what goes where a session is comes after that session."""
+    outcomes: dict[int, RowChanged | StoreError] = {}
+    for kinds in (("sessions",), ("versions",), ("remembered",)):
+        chosen = [(place, write) for place, write in enumerate(writes) if _shelf(write) in kinds]
+        replies = await cluster.write([_call(prefix, write) for _, write in chosen])
+        for (place, _), reply in zip(chosen, replies, strict=True):
+            outcomes[place] = reply if isinstance(reply, StoreError) else RowChanged(bool(reply))
+    return [outcomes[place] for place in range(len(writes))]
+
+
+def _shelf(write: RowWrite) -> RowShelf:
+    return write.shelf if isinstance(write, DropRow) else write.row.__struct_config__.tag  # type: ignore[return-value]
+
+
+def _call(prefix: str, write: RowWrite) -> Call:
+    if isinstance(write, DropRow):
+        return _DROPPED[write.shelf](prefix, *write.place)
+    return _PUT[_shelf(write)](prefix, write.row)
+
+
+def _session_call(prefix: str, user_session_id: str, puts: bool, *given: str | bytes) -> Call:
+    keys = SessionKeys(prefix, user_session_id)
+    names = [keys.own(name) for name in ("s", "v", "r")] + [keys.of_slot(name) for name in ("ids", "active", "ends")]
+    return run_script(_PUT_SESSION, keys.slot, names, user_session_id, int(puts), EPOCH, *given)
+
+
+def _put_session(prefix: str, row: SessionRow) -> Call:
+    check_text(row.chat_state)
+    members = {
+        "version": row.version,
+        "updated": time_text(row.updated_at),
+        "active": time_text(row.last_activity),
+        "created": time_text(row.created_at),
+        "ends": _text_or(row.expires_at, _NO_TIME),
+        "lives": _NO_SECONDS if row.expires_in is None else f"{row.expires_in:010}",
+        "session_id": row.session_id,
+    }
+    return _session_call(prefix, row.user_session_id, True, msgpack.encode(members), row.chat_state)
+
+
+def _text_or(time: datetime | None, nothing: str) -> str:
+    return nothing if time is None else time_text(time)
+
+
+def _version_call(prefix: str, user_session_id: str, version: int, session_id: str = "", packed: bytes = b"") -> Call:
+    keys = SessionKeys(prefix, user_session_id)
+    return run_script(_PUT_VERSION, keys.slot, [keys.own("s"), keys.own("v")], version, session_id, packed)
+
+
+def _put_version(prefix: str, row: VersionRow) -> Call:
+    check_text(row.chat_state)
+    packed = msgpack.encode((row.session_id, time_text(row.last_activity), time_text(row.saved_at), row.chat_state))
+    return _version_call(prefix, row.user_session_id, row.version, row.session_id, packed)
+
+
+def _put_remembered(prefix: str, row: RememberedRow) -> Call:
+    check_text(row.chat_state or "")
+    members: dict[str, Any] = {
+        "digest": row.digest.hex(),
+        "forget": time_text(row.forget_at),
+        "session_id": row.session_id,
+        "version": row.version,
+        "active": time_text(row.last_activity),
+        "created": time_text(row.created_at),
+        "updated": time_text(row.updated_at),
+        "ends": _text_or(row.expires_at, _NO_TIME),
+    }
+    if row.deleted:
+        members["deleted"] = True
+    if row.chat_state is not None:
+        members["state"] = row.chat_state
+    keys = SessionKeys(prefix, row.user_session_id)
+    names = [keys.own("r"), keys.of_slot("keys"), keys.of_slot("keyed")]
+    field = f"{row.key}\0{row.caller}"
+    return run_script(_PUT_KEY, keys.slot, names, row.user_session_id, field, msgpack.encode(members))
+
+
+_PUT: dict[RowShelf, Callable[[str, Any], Call]] = {
+    "sessions": _put_session,
+    "versions": _put_version,
+    "remembered": _put_remembered,
+}
+
+_DROPPED: dict[RowShelf, Callable[..., Call]] = {
+    "sessions": lambda prefix, name: _session_call(prefix, name, False),
+    "versions": _version_call,
+    "remembered": lambda prefix, name, caller, key: forget_call(prefix, name, f"{key}\0{caller}"),
+}
