@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 ARGS ?=
 
-.PHONY: help serve test simulate mutants lint format bench bench-quick lock reference client clean
+.PHONY: help serve test simulate mutants lint format bench bench-quick cluster lock reference client clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -36,6 +36,9 @@ bench: .venv/dev  ## Measure chatstate beside its peers and limits, in about 45 
 
 bench-quick: .venv/dev  ## The same against the replaced service and pgbench only, in about 2 minutes
 	@exec $(BIN)/python -m bench --quick $(ARGS)
+
+cluster: .venv/dev  ## Try it on many machines, on this one: a Valkey Cluster of six nodes, and two servers behind a proxy
+	@exec $(BIN)/python -m tools.cluster $(ARGS)
 
 lock: .venv/dev  ## Pin the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 \

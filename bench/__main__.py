@@ -32,11 +32,12 @@ from bench.load import Mix, Spec
 from bench.measure import FAILURES, SETTINGS, Bench, Contestant, Stage, Started, changed
 from bench.report import report
 from bench.results import OPEN, STANDARD, Results
+from bench.scale import scale
 from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "live", "inbox", "growth", "tuning")
+PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "live", "inbox", "growth", "tuning", "scale")
 OPEN_SHARE = 0.7
 FEWER = 10
 """How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
@@ -91,6 +92,8 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
         inbox(bench, ours, plan.rounds)
     if "tuning" in plan.parts:
         tuning(bench, spec, plan.rounds)
+    if "scale" in plan.parts:
+        scale(bench, plan.chosen(peers.REPLACED[:1]), spec, plan.rounds)
     if "growth" in plan.parts:
         shorter = changed(spec, seconds=0.75 * spec.seconds)
         growth(bench, plan.chosen(peers.REPLACED[:1]), shorter, min(2, plan.rounds), plan.updates)

@@ -112,7 +112,7 @@ def _sessions(bench: Bench, systems: Sequence[System], spec: Spec, rounds: int) 
         _again(bench, cast, few, changed(spec, sessions=SESSIONS[0]), rounds)
         for started in list(cast):
             bench.tell(f"{many}: creating them: {started.name}")
-            _write_or_leave(bench, cast, started, many, _new(range(*SESSIONS)), FILL_BATCH)
+            _write_or_leave(bench, cast, started, many, new_sessions(range(*SESSIONS)), FILL_BATCH)
         _again(bench, cast, many, changed(spec, sessions=SESSIONS[1]), rounds)
 
 
@@ -144,6 +144,8 @@ def _write_or_leave(
 
 def store_url(started: Started) -> str:
     """The store of a chatstate that runs."""
+    if (told := started.folder / "url").exists():  # a cluster of its own
+        return told.read_text()
     return started.database.url if started.database else sqlite_url(started.folder)
 
 
@@ -195,7 +197,8 @@ def _batches(writes: Iterable[Save], batch: int) -> Iterator[list[Save]]:
         yield collected
 
 
-def _new(numbers: Iterable[int]) -> Iterator[Save]:
+def new_sessions(numbers: Iterable[int]) -> Iterator[Save]:
+    """Small ones, with ids of these numbers."""
     texts = states(SMALL)
     for number in numbers:
         yield _save(number, texts[number % len(texts)].replace(MARK, f"{number:012d}"))
