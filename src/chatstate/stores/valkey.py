@@ -12,11 +12,14 @@ from datetime import datetime
 from typing import Any
 
 from chatstate.errors import SchemaMismatch, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.mailbox import DueQuery, InboxQuery, MailWrite, OutboxQuery
 from chatstate.model import (
     KEEP,
+    Delete,
     RememberedQuery,
     ReplayQuery,
     Retention,
+    Save,
     Session,
     SessionQuery,
     Swept,
@@ -25,6 +28,8 @@ from chatstate.model import (
     Write,
 )
 from chatstate.row import RowCount, RowQuery
+from chatstate.stores import valkey_mail_lists as mail_lists
+from chatstate.stores import valkey_mailbox as mailbox
 from chatstate.stores import valkey_rows
 from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
@@ -32,6 +37,8 @@ from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.stores.replies import Sealing, Written
 from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
 from chatstate.stores.valkey_keys import slot_of
+from chatstate.stores.valkey_mailbox import Mail
+from chatstate.stores.valkey_steps import Steps, carry_out
 
 _FORMAT = "1"
 """Of what lies there; another number is of a newer version."""
@@ -45,6 +52,7 @@ class ValkeyStore(Store):
         self._prefix = self._url.prefix
         self._allow_unsafe = allow_unsafe
         self._cluster = Cluster(self._url, allow_unsafe)
+        self._mail = Mail(self._prefix)
         self._hints = Hints()
 
     async def open(self) -> None:
@@ -92,13 +100,28 @@ class ValkeyStore(Store):
         return await self._hints.after(writes, self._committed(writes, retention))
 
     async def _committed(self, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
-        calls = [sessions.write_call(self._prefix, write, retention) for write in writes if isinstance(write, Write)]
-        replies = await self._cluster.write(calls)
-        return [
-            reply if isinstance(reply, StoreError) else sessions.outcome_of(write, reply)
-            for write, reply in zip(writes, replies, strict=True)
-            if isinstance(write, Write)
-        ]
+        if all(isinstance(write, Write) and not _moves_mail(write) for write in writes):
+            calls = [sessions.write_call(self._prefix, write, retention) for write in writes]  # type: ignore[arg-type]
+            replies = await self._cluster.write(calls)
+            return [_outcome(write, reply) for write, reply in zip(writes, replies, strict=True)]
+        return await carry_out(
+            self._cluster, [self._steps(write, place, retention) for place, write in enumerate(writes)]
+        )
+
+    def _steps(self, write: AnyWrite, place: int, retention: Retention) -> Steps[Outcome]:
+        """What carries out a write of several steps, or one beside it."""
+        if isinstance(write, MailWrite):
+            mailbox.check(write)
+            return self._mail.steps(write, place)
+        assert isinstance(write, Write)
+        if isinstance(write, Save) and write.settles:
+            mailbox.check(write.settles)
+            sessions.check_text(write.chat_state or "")
+            return self._mail.turn(write, retention)
+        if isinstance(write, Delete) and write.erases:
+            mailbox.check(write.erases)
+            return self._mail.deletion(write, retention)
+        return _single(write, sessions.write_call(self._prefix, write, retention))
 
     async def list(self, query: Query) -> Sequence[Row]:
         listing: dict[Any, Any] = {
@@ -109,6 +132,9 @@ class ValkeyStore(Store):
             RememberedQuery: sessions.remembered,
             RowQuery: valkey_rows.rows,
             RowCount: valkey_rows.count,
+            InboxQuery: mail_lists.inbox,
+            OutboxQuery: mail_lists.outbox,
+            DueQuery: mail_lists.due,
         }
         rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
         return rows
@@ -118,7 +144,10 @@ class ValkeyStore(Store):
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         found, removed = await sessions.sweep_ended(self._cluster, self._prefix, now, retention, limit)
-        others = [await sessions.sweep_remembered(self._cluster, self._prefix, now, limit)]
+        others = [
+            await sessions.sweep_remembered(self._cluster, self._prefix, now, limit),
+            await mail_lists.sweep(self._cluster, self._prefix, now, retention, limit),
+        ]
         more = limit in (found, *others)
         if retention.idle is None:
             return Swept(removed, "" if more else None)
@@ -126,3 +155,18 @@ class ValkeyStore(Store):
         if len(seen) == limit:
             return Swept(removed + idle, seen[-1])
         return Swept(removed + idle, (seen[-1] if seen else after or "") if more else None)
+
+
+def _moves_mail(write: Save | Delete) -> bool:
+    """Whether messages are settled or erased with it."""
+    return bool(write.settles if isinstance(write, Save) else write.erases)
+
+
+def _outcome(write: Any, reply: Any) -> Outcome:
+    return reply if isinstance(reply, StoreError) else sessions.outcome_of(write, reply)
+
+
+def _single(write: AnyWrite, call: Call) -> Steps[Outcome]:
+    """A write of one step."""
+    (reply,) = yield [call]
+    return _outcome(write, reply)

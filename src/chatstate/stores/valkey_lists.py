@@ -72,9 +72,15 @@ def _range(one: SortedSet, bounds: Bounds, limit: int) -> Call:
 
 
 async def _heads(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> list[tuple[bytes, SortedSet]]:
+    return await look_into(cluster, sets, _HEADS, int(bounds.from_the_end), bounds.first, bounds.last)
+
+
+async def look_into(
+    cluster: Cluster, sets: Sequence[SortedSet], script: Script, *given: str | bytes | int
+) -> list[tuple[bytes, SortedSet]]:
+    """The members that a script finds in these sets, and in which set each is."""
     parts = _parts(cluster, sets)
-    calls = [_over(part, _HEADS, int(bounds.from_the_end), bounds.first, bounds.last) for part in parts]
-    replies = await cluster.read(calls)
+    replies = await cluster.read([_over(part, script, *given) for part in parts])
     return [
         (member, part[place])
         for part, flat in zip(parts, replies, strict=True)
@@ -82,7 +88,7 @@ async def _heads(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) ->
     ]
 
 
-def _over(sets: Sequence[SortedSet], script: Script, *given: bytes | int) -> Call:
+def _over(sets: Sequence[SortedSet], script: Script, *given: str | bytes | int) -> Call:
     """A script that looks into all these sets, which are on one node."""
     return Call(sets[0].slot, ("EVALSHA_RO", script.sha, 0, *given, *(one.name for one in sets)), script)
 

@@ -1,9 +1,9 @@
 """Sessions in a Valkey Cluster: what the scripts are given, what their replies mean, and lists over all slots.
 
 A session is one text, `cs:{digest of its id}:s`: a head of fixed length and the state (`lua/common.lua`). On the same
-slot are its history, what is remembered of its idempotency keys, and the marks of messages that it has taken in. Five
-sorted sets of each slot name its sessions: by id, by activity and id, by end and id; and what is remembered, by end and
-by id.
+slot are its history, what is remembered of its idempotency keys, and what belongs to its messages
+(`chatstate.stores.valkey_mailbox`). Five sorted sets of each slot name its sessions: by id, by activity and id, by end
+and id; and what is remembered, by end and by id.
 """
 
 from __future__ import annotations
@@ -149,10 +149,13 @@ async def tags(cluster: Cluster, prefix: str, query: TagQuery) -> list[Tagged]:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_call(prefix: str, write: Write, retention: Retention, more: dict[str, Any] | None = None) -> Call:
+def write_call(
+    prefix: str, write: Write, retention: Retention, more: dict[str, Any] | None = None, more_keys: Sequence[str] = ()
+) -> Call:
     """The script that carries out this write. Raises `WriteRefused` for what no store can keep.
 
-    more  what else is asked of the script: a message that is settled, or a fence that is put up
+    more       what else is asked of the script: a message that is settled, or a fence that is put up
+    more_keys  the keys for that
     """
     keys = SessionKeys(prefix, write.user_session_id)
     idle_since = retention.idle_since(write.now)
@@ -184,9 +187,9 @@ def write_call(prefix: str, write: Write, retention: Retention, more: dict[str, 
             given["expires_in"] = write.expires_in
     else:
         given["deletes"] = True
-    own = [keys.own(name) for name in ("s", "v", "r", "m")]
+    own = [keys.own(name) for name in ("s", "v", "r")]
     of_slot = [keys.of_slot(name) for name in ("ids", "active", "ends", "keys", "keyed")]
-    return run_script(_WRITE, keys.slot, [*own, *of_slot], msgpack.encode(given), state, EPOCH)
+    return run_script(_WRITE, keys.slot, [*own, *of_slot, *more_keys], msgpack.encode(given), state, EPOCH)
 
 
 def _once(once: IdempotencyKey, now: datetime) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 -- Save or delete one session: compare with what is expected, and change everything of it in one step.
--- KEYS: the session, its history, what is remembered of it, its marks; of its slot: ids, by activity, by end, what is
---       remembered by its end, and ids of which something is remembered
+-- KEYS: the session, its history, what is remembered of it; of its slot: ids, by activity, by end, what is remembered by
+-- its end, and ids of which something is remembered. If messages are settled or erased with it: its fences, what is to
+-- leave for it, and the mark of the message; or what is to leave that the fence keeps, and of the slot, which sessions
+-- have fences
 -- ARGV: what is asked for (MessagePack), the state, the epoch of the primary
 local write, state, epoch = cmsgpack.unpack(ARGV[1]), ARGV[2], ARGV[3]
-local SESSION, HISTORY, REMEMBERED, MARKS, IDS, ACTIVE, ENDS, FORGET, KEYED =
-    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local SESSION, HISTORY, REMEMBERED, IDS, ACTIVE, ENDS, FORGET, KEYED =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local FENCES, LEAVING, MARK, KEPT_LEAVING, FENCED = KEYS[9], KEYS[10], KEYS[11], KEYS[11], KEYS[12]
 local now, once, id = write.now, write.once, write.id
 
 if once then
@@ -19,18 +22,24 @@ if once then
     end
 end
 
+-- What the message has come to is decided here: it is taken in with the state, or never by this claim or an earlier one.
 local settles = write.settles
 if settles then
-    local mark = redis.call('HGET', MARKS, settles.key)
+    if settles.is_done then
+        return { 'settled', 'done' }
+    end
+    local mark = redis.call('GET', MARK)
     local known = mark and cmsgpack.unpack(mark)
     if known and (known.applied or known.number >= settles.number) then
-        redis.call('HSET', MARKS, settles.key, mark) -- so that it is confirmed before it is answered
-        return { 'settled' }
+        redis.call('SET', MARK, mark, 'KEEPTTL') -- so that it is confirmed before it is answered
+        return { 'settled', known.applied and 'applied' or 'void', mark }
     end
-    for _, fence in ipairs(settles.fenced and redis.call('LRANGE', settles.fenced, 0, -1) or {}) do
-        local erased = cmsgpack.unpack(fence)
-        if erased[settles.conversation] then
-            return { 'settled' }
+    local fences = redis.call('HGETALL', FENCES)
+    for place = 2, #fences, 2 do
+        local bound = cjson.decode(fences[place]).bounds[settles.conversation]
+        if bound and settles.seq <= bound then
+            redis.call('HSET', FENCES, fences[place - 1], fences[place])
+            return { 'settled', 'fenced' }
         end
     end
 end
@@ -79,8 +88,11 @@ end
 if write.deletes then
     forget()
     if write.fence then
-        redis.call('RPUSH', write.fence.key, write.fence.text)
-        redis.call('ZADD', write.fence.index, 0, id)
+        redis.call('HSET', FENCES, write.fence.name, write.fence.text)
+        redis.call('ZADD', FENCED, 0, id)
+        if redis.call('EXISTS', LEAVING) == 1 then
+            redis.call('RENAME', LEAVING, KEPT_LEAVING)
+        end
     end
     remember({ deleted = true, session_id = current.session_id, version = current.version, active = now, created = now,
         updated = now, ends = NO_TIME })
@@ -147,11 +159,9 @@ if session.ends ~= NO_TIME then
     redis.call('ZADD', ENDS, 0, session.ends .. id)
 end
 if settles then
-    redis.call('HSET', MARKS, settles.key,
-        cmsgpack.pack({ applied = true, number = settles.number, sends = settles.sends }))
-    redis.call('EXPIRE', MARKS, settles.seconds)
+    redis.call('SET', MARK, cmsgpack.pack({ applied = true, number = settles.number, effects = settles.effects }))
     for _, member in ipairs(settles.leaving) do
-        redis.call('ZADD', settles.index, 0, member)
+        redis.call('ZADD', LEAVING, 0, member)
     end
 end
 remember({ session_id = session.session_id, version = session.version, active = session.active, created = session.created,

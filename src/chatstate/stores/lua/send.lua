@@ -1,0 +1,42 @@
+-- Put a message into the outbox, unless it is known there, or was erased before it came. It stands behind all others of
+-- its conversation, whatever the clocks say.
+local entry = entry_of(given.key)
+if entry then
+    confirm()
+    return 0
+end
+
+-- Orders of the outbox are a time and 3 more hexadecimal digits.
+local function order_after(order)
+    local place = tonumber(string.sub(order, 16), 16) + 1
+    if place < 1000 then
+        return string.sub(order, 1, 15) .. string.format('%03x', place)
+    end
+    local micro = tonumber(string.sub(order, 11, 15), 16) + 1
+    if micro < 1000000 then
+        return string.sub(order, 1, 10) .. string.format('%05x000', micro)
+    end
+    return later_by(string.sub(order, 1, 10), 1) .. '00000000'
+end
+
+local function is_behind(one, other)
+    local time, second = string.sub(one, 1, 15), string.sub(other, 1, 15)
+    if time ~= second then
+        return not before_or_at(time, second)
+    end
+    return tonumber(string.sub(one, 16), 16) > tonumber(string.sub(other, 16), 16)
+end
+
+entry = given.entry
+for _, letter in ipairs({ 'q', 's', 'f', 'l', 'r' }) do
+    local last = redis.call('ZRANGE', ORDER, '(' .. string.char(string.byte(letter) + 1), '[' .. letter,
+        'BYLEX', 'REV', 'LIMIT', 0, 1)[1]
+    local order = last and string.sub(last, 2, 1 + given.width)
+    if order and not is_behind(entry.order, order) then
+        entry.order = order_after(order)
+    end
+end
+redis.call('HSET', TEXT, given.key, ARGV[2])
+enlist(given.key, entry)
+show_head()
+return 1

@@ -1,0 +1,10 @@
+-- Forget a message, unless something has become of it since it was found.
+local entry = entry_of(given.key)
+if not entry or age_of(entry) ~= given.age then
+    return 0
+end
+unlist(given.key, entry)
+redis.call('HDEL', META, given.key)
+redis.call('HDEL', TEXT, given.key)
+show_head()
+return 1

@@ -1,0 +1,58 @@
+"""Writes that take several steps, many of them side by side: what they do next goes to the cluster together.
+
+A write is a generator: it yields the calls of its next step, and is sent a reply for each, once all of the step is
+durable. So what a write does is told in one place, from its first step to its last, and it does no I/O itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+from chatstate.errors import OutcomeUnknown, StoreError, StoreUnavailable
+from chatstate.stores.base import Outcome
+from chatstate.stores.valkey_cluster import Call, Cluster
+
+Result = TypeVar("Result")
+Steps = Generator[Sequence[Call], list[Any], Result]
+
+
+async def carry_out(cluster: Cluster, writes: Sequence[Steps[Outcome]]) -> list[Outcome]:
+    """What each of the writes comes to, in order; an error of the store in the place of one that has raised it."""
+    outcomes: dict[int, Outcome] = {}
+    asked: dict[int, Sequence[Call]] = {}
+
+    def advance(place: int, go_on: Callable[[], Sequence[Call]]) -> None:
+        try:
+            asked[place] = go_on()
+        except StopIteration as end:
+            outcomes[place] = end.value
+        except StoreError as error:
+            outcomes[place] = error
+
+    for place, write in enumerate(writes):
+        advance(place, lambda write=write: next(write))  # type: ignore[misc]
+    while asked:
+        step, asked = asked, {}
+        together = [call for calls in step.values() for call in calls]
+        replies = iter(await cluster.write(together) if together else ())
+        for place, calls in step.items():
+            part = [next(replies) for _ in calls]
+            advance(place, lambda place=place, part=part: writes[place].send(part))  # type: ignore[misc]
+    return [outcomes[place] for place in range(len(writes))]
+
+
+def sure(replies: list[Any]) -> list[Any]:
+    """The replies, if they are all there. Raises the first error among them."""
+    for reply in replies:
+        if isinstance(reply, StoreError):
+            raise reply
+    return replies
+
+
+def beforehand(steps: Steps[Result]) -> Steps[Result]:
+    """Steps that change nothing that anybody sees: whatever is not known of them, the write has not happened."""
+    try:
+        return (yield from steps)
+    except OutcomeUnknown as error:
+        raise StoreUnavailable("The Valkey Cluster does not confirm what it is told. Nothing was written.") from error
