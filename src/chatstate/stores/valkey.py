@@ -144,6 +144,8 @@ class ValkeyStore(Store):
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:
         found, removed = await sessions.sweep_ended(self._cluster, self._prefix, now, retention, limit)
+        if after is None:  # once in each round: it asks all slots
+            await mail_lists.sweep_fences(self._cluster, self._prefix, limit)
         others = [
             await sessions.sweep_remembered(self._cluster, self._prefix, now, limit),
             await mail_lists.sweep(self._cluster, self._prefix, now, retention, limit),

@@ -71,7 +71,12 @@ async def outbox(cluster: Cluster, prefix: str, query: OutboxQuery) -> list[Outb
 async def _of_one(
     cluster: Cluster, box: Box, statuses: Sequence[str], from_the_end: bool, limit: int
 ) -> list[InboxEntry | OutboxEntry]:
-    given = [int(from_the_end), limit, WIDTH[box.name], *(LETTERS[status] for status in statuses)]
+    given: list[str | bytes | int] = [
+        int(from_the_end),
+        limit,
+        WIDTH[box.name],
+        *(LETTERS[status] for status in statuses),
+    ]
     (found,) = await cluster.read([Call(box.slot, ("EVALSHA_RO", _LIST.sha, 3, *box.own(), *given), _LIST)])
     return [_entry(box, key.decode(), known_of(kept), text) for key, kept, text in found]
 
@@ -145,8 +150,7 @@ async def due(cluster: Cluster, prefix: str, query: DueQuery) -> list[str]:
 
 
 async def sweep(cluster: Cluster, prefix: str, now: datetime, retention: Retention, limit: int) -> int:
-    """Forget what has come to its end, and erase what was to be erased when somebody was interrupted; of how many
-    messages or sessions, at most."""
+    """Forget what has come to its end; of how many messages, at most."""
     forget_since = before(now, REMEMBERED_FOR)
     kept_since = retention.visits_since(now)
     ends = {b"d": forget_since} | ({b"o": min(forget_since, kept_since)} if kept_since else {})
@@ -158,10 +162,15 @@ async def sweep(cluster: Cluster, prefix: str, now: datetime, retention: Retenti
             steps = [_forgotten(mail, prefix, name, member) for member in members]
             await carry_out(cluster, steps)
             found.append(len(members))
+    return max(found)
+
+
+async def sweep_fences(cluster: Cluster, prefix: str, limit: int) -> None:
+    """Erase what was to be erased when somebody was interrupted, of some sessions."""
     fences = [SortedSet(f"{prefix}{{{tag}}}:fences", slot) for slot, tag in enumerate(slot_tags())]
     fenced = await first_members(cluster, fences, Bounds(), limit)
+    mail = Mail(prefix)
     await carry_out(cluster, [_unfenced(mail, member.decode()) for member in fenced])
-    return max(*found, len(fenced))
 
 
 def _forgotten(mail: Mail, prefix: str, name: Name, member: bytes) -> Steps[Any]:
