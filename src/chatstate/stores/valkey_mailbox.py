@@ -306,6 +306,7 @@ class Mail:
         if conversation is not None:
             claim = yield from beforehand(self._claimed(conversation, settle, session))
         if conversation is None or claim is None:
+            yield from beforehand(self.clear_fences(session))  # perhaps it was erased, and not all with it
             if not write.once:
                 return Settled(False)
             (reply,) = sure((yield [self._home(write, retention, {"is_done": True})]))  # what it was answered then
