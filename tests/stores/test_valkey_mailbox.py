@@ -1,22 +1,26 @@
-"""Writes that change a session and its messages take several steps in a Valkey Cluster. Here they are stopped after each.
+"""Writes that change a session and its messages take several steps in a Valkey Cluster. Here each of them is stopped.
 
-Whatever has become of the one that was stopped, another store goes on, and afterwards everything has happened once or not
-at all, and nothing is left halfway.
+Whatever has become of a write that was stopped, another store goes on, and afterwards everything has happened once or
+not at all, and nothing is left halfway.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from itertools import product
+from random import Random, SystemRandom
 from typing import Any, Literal, cast, get_args
 
 import pytest
+from msgspec import json
 
-from chatstate.errors import OutcomeUnknown
+from chatstate.errors import OutcomeUnknown, StoreError
 from chatstate.mailbox import (
     DueQuery,
     EraseMail,
@@ -45,17 +49,17 @@ from chatstate.model import (
     Replay,
     Save,
     Session,
+    one_of,
 )
 from chatstate.stores.base import AnyWrite, all_readable
 from chatstate.stores.valkey import ValkeyStore
 from chatstate.stores.valkey_cluster import Call, Cluster
 
 NOW = datetime(2025, 10, 2, 10, 0, 0, 123456, UTC)
-SECOND = timedelta(seconds=1)
 
 Fault = Literal["dies after", "is not sent", "is not confirmed", "is held"]
-"""What becomes of one step: the process dies behind it; nobody knows whether it has happened, and it has not, or has; or
-it takes so long that others have long gone on."""
+"""What becomes of one step: the process dies behind it; nobody knows whether it has happened, and it has not, or has;
+or it takes so long that others have long gone on."""
 
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -131,12 +135,12 @@ def in_place(store: ValkeyStore, place: str, cluster: Cluster | None = None) -> 
 
 
 @pytest.fixture
-def valkey_url() -> Iterator[str]:
+def valkey_url() -> str:
     """The URL of a place of its own in a cluster."""
     url = os.environ.get("CHATSTATE_TEST_VALKEY")
     if not url:
         pytest.skip("CHATSTATE_TEST_VALKEY names no cluster")
-    yield f"{url}?prefix=t{uuid.uuid4().hex[:12]}:"
+    return f"{url}?prefix=t{uuid.uuid4().hex[:12]}:"
 
 
 @pytest.fixture
@@ -225,9 +229,9 @@ async def stopped_everywhere(
     check: Check,
     fewest: int,
 ) -> None:
-    """Stop the write at each of its steps, each time in a place of its own; `go_on` with another store, and `check` what
-    is there in the end: both are given the outcome of the write, as far as it is known by then, and `check` what the other
-    store has come to."""
+    """Stop the write at each of its steps, each time in a place of its own; `go_on` with another store, and `check`
+    what is there in the end: both are given the outcome of the write, as far as it is known by then, and `check` what
+    `go_on` has come to."""
 
     async def stopped_at(step: int) -> bool:
         other = in_place(store, f"{step}:")
@@ -340,8 +344,10 @@ async def test_a_turn_that_is_retried_by_its_key_is_answered_as_it_was(store: Va
 # --- A message alone --------------------------------------------------------------------------------------------------
 
 
-@each_fault
-@pytest.mark.parametrize("then", ["settle", "turn", "postpone", "erase"])
+@pytest.mark.parametrize(
+    ("fault", "then"),
+    [*((fault, "settle") for fault in FAULTS), *product(("dies after", "is held"), ("turn", "postpone", "erase"))],
+)
 async def test_a_message_that_is_settled_sends_once(store: ValkeyStore, fault: Fault, then: str) -> None:
     after: dict[str, AnyWrite] = {
         "settle": settling("k", "s"),
@@ -410,8 +416,10 @@ LIVING: Sequence[AnyWrite] = (receiving("done"), receiving("late"), turn("done",
 """A session that has answered one message, and another that waits."""
 
 
-@each_fault
-@pytest.mark.parametrize("mends", ["a turn", "the deletion", "a sweep"])
+@pytest.mark.parametrize(
+    ("fault", "mends"),
+    [*((fault, "a turn") for fault in FAULTS), ("dies after", "the deletion"), ("dies after", "a sweep")],
+)
 async def test_a_deletion_lets_no_message_bring_the_session_back(store: ValkeyStore, fault: Fault, mends: str) -> None:
     async def go_on(store: ValkeyStore, outcome: Any) -> Any:
         is_deleted = await states(store, "s") == {}
@@ -489,3 +497,134 @@ async def test_an_erasure_that_was_stopped_is_finished_and_spares_what_comes_aft
         assert {entry.document for entry in (await inbox(store)).values()} == {""}
 
     await stopped_everywhere(store, fault, erasing("s", "c"), LIVING, go_on, check, fewest=7)
+
+
+# --- Everything at once -----------------------------------------------------------------------------------------------
+
+RUNS = int(os.environ.get("CHATSTATE_TEST_RUNS") or 2)
+SESSIONS = ("a", "b", "c", "d")
+MORTALS = SESSIONS[:2]
+"""Sessions that are deleted now and then."""
+
+WRITES = 150
+
+
+class UnreliableCluster(Cluster):
+    """A cluster, by the connections of another one, in which every step may take long, and some go wrong."""
+
+    def __init__(self, cluster: Cluster, random: Random) -> None:
+        super().__init__(cluster.url)
+        self._cluster = cluster
+        self._random = random
+
+    async def write(self, calls: Sequence[Call]) -> list[Any]:
+        fate, wait = self._random.random(), self._random.random() ** 3 * 0.03
+        await asyncio.sleep(wait)  # others pass
+        if fate < 0.04:
+            return [OutcomeUnknown() for _ in calls]
+        replies = await self._cluster.write(calls)
+        if fate < 0.08:
+            raise Died
+        return [OutcomeUnknown() for _ in calls] if fate < 0.12 else replies
+
+    async def read(self, calls: Sequence[Call]) -> list[Any]:
+        return await self._cluster.read(calls)
+
+
+class History:
+    """What two stores have done at random to some sessions and their messages, as far as anybody was told.
+
+    arrived  the conversations of messages, which are those of the sessions that they are for, mostly
+    taken    which session has taken in a message; "" if none was to
+    gone     messages that had arrived for a session before it was deleted, and must not be in it any more
+    """
+
+    def __init__(self, store: ValkeyStore, random: Random) -> None:
+        self.random = random
+        self.stores = [in_place(store, "", UnreliableCluster(store._cluster, random)) for _ in range(2)]
+        self.honest = store
+        self.arrived: dict[str, str] = {}
+        self.taken: dict[str, str] = {}
+        self.gone: dict[str, set[str]] = {name: set() for name in SESSIONS}
+        self._count = 0
+
+    async def work(self) -> None:
+        """One of many who work at once."""
+        while self._count < WRITES:
+            self._count += 1
+            store, what = self.random.choice(self.stores), self.random.random()
+            with suppress(Died, StoreError):
+                if what < 0.35 or not self.arrived:
+                    await self._receive(store, f"k{self._count}")
+                elif what < 0.75:
+                    await self._turn(store, self.random.choice([*self.arrived]))
+                elif what < 0.85:
+                    await self._settle(store, self.random.choice([*self.arrived]))
+                elif what < 0.93:
+                    await self._delete(store, self.random.choice(MORTALS))
+                else:
+                    later = Postpone(key=self.random.choice([*self.arrived]), now=NOW, due_at=NOW, tries=1)
+                    await commit(store, later)
+
+    async def _receive(self, store: ValkeyStore, key: str) -> None:
+        conversation = self.random.choice(SESSIONS)
+        if isinstance(await commit(store, receiving(key, conversation)), Received):
+            self.arrived[key] = conversation
+
+    async def _turn(self, store: ValkeyStore, key: str) -> None:
+        session = self.arrived[key] if self.random.random() < 0.7 else self.random.choice(SESSIONS)
+        seen = all_readable(await store.load([session], NOW)).get(session)
+        state = [*json.decode(seen.chat_state), key] if seen else [key]
+        expect = one_of([seen.tag]) if seen else ABSENT
+        if isinstance(await commit(store, turn(key, session, expect, json.encode(state).decode())), Session):
+            self._take(key, session)
+
+    async def _settle(self, store: ValkeyStore, key: str) -> None:
+        if await commit(store, settling(key, self.arrived[key])) == Settled(True):
+            self._take(key, "")
+
+    def _take(self, key: str, session: str) -> None:
+        assert key not in self.taken, f"{key} was taken by {self.taken[key]!r} and by {session!r}"
+        self.taken[key] = session
+
+    async def _delete(self, store: ValkeyStore, session: str) -> None:
+        before = {key for key, conversation in self.arrived.items() if conversation == session}
+        if isinstance(await commit(store, deleting(session, session)), Deleted):
+            self.gone[session] |= before
+
+    async def check(self) -> None:
+        """Somebody ends all that was begun; and then everything has been done once."""
+        await self.honest.sweep(NOW, KEEP, None, 1000)
+        found = {name: json.decode(state) for name, state in (await states(self.honest, *SESSIONS)).items()}
+        applied = [key for state in found.values() for key in state]
+        assert len({*applied}) == len(applied)
+        assert all({*state}.isdisjoint(self.gone[name]) for name, state in found.items())
+        for key, session in self.taken.items():
+            if session in SESSIONS and session not in MORTALS:
+                assert key in found[session]
+        for key, entry in (await inbox(self.honest)).items():
+            is_late = isinstance(await commit(self.honest, turn(key, "late")), Session)
+            assert not (is_late and (entry.status != "pending" or key in self.taken or key in applied))
+        await self._check_mail({key: name for name, state in found.items() for key in state})
+
+    async def _check_mail(self, applied: dict[str, str]) -> None:
+        known = await inbox(self.honest)
+        assert known.keys() >= self.arrived.keys()
+        assert {(entry.status, entry.document) for entry in known.values()} == {("applied", "")}
+        assert await heads(self.honest) == []
+        leaving = await outbox(self.honest)
+        assert len({reply.partition(" ")[0] for reply in leaving}) == len(leaving)
+        for key, session in {**applied, **{key: name or self.arrived[key] for key, name in self.taken.items()}}.items():
+            if session not in MORTALS:
+                assert {f"{key}.0 for {session}", f"{key}.1 for {session}"} <= {*leaving}
+        left = [key for keys in await self.honest._cluster.ask_all("KEYS", f"{self.honest._prefix}*") for key in keys]
+        assert [key for key in left if key.endswith((b":f", b":fences")) or b":out:" in key] == []
+
+
+@pytest.mark.parametrize("run", range(RUNS))
+async def test_whatever_two_stores_do_at_once_is_done_once(store: ValkeyStore, run: int) -> None:
+    seed = int(os.environ.get("CHATSTATE_TEST_SEED") or SystemRandom().randrange(1 << 32)) + run
+    sys.stdout.write(f"again: CHATSTATE_TEST_SEED={seed} CHATSTATE_TEST_RUNS=1\n")
+    history = History(store, Random(seed))
+    await asyncio.gather(*(history.work() for _ in range(8)))
+    await history.check()
