@@ -10,12 +10,12 @@ import asyncio
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import product
 from random import Random, SystemRandom
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import pytest
 from msgspec import json
@@ -54,6 +54,8 @@ from chatstate.model import (
 from chatstate.stores.base import AnyWrite, all_readable
 from chatstate.stores.valkey import ValkeyStore
 from chatstate.stores.valkey_cluster import Call, Cluster
+
+T = TypeVar("T")
 
 NOW = datetime(2025, 10, 2, 10, 0, 0, 123456, UTC)
 
@@ -246,8 +248,17 @@ async def stopped_everywhere(
         await check(other, interrupted.outcome, retried)
         return is_reached
 
-    reached = await asyncio.gather(*(stopped_at(step) for step in range(1, MOST_STEPS + 1)))
+    reached = await all_of(map(stopped_at, range(1, MOST_STEPS + 1)))
     assert fewest <= sum(reached) < MOST_STEPS
+
+
+async def all_of(tasks: Iterable[Awaitable[T]]) -> list[T]:
+    """What they come to, all at once; the first error when all have ended, so that none goes on without a store."""
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return cast(list[T], found)
 
 
 each_fault = pytest.mark.parametrize("fault", FAULTS)
@@ -319,7 +330,7 @@ async def test_a_claim_that_is_taken_over_is_void_also_when_that_is_stopped(stor
         assert await commit(other, turn("k", "early")) == Settled(False)
         return is_reached
 
-    assert 9 <= sum(await asyncio.gather(*map(stopped_at, range(1, MOST_STEPS + 1)))) < MOST_STEPS
+    assert 9 <= sum(await all_of(map(stopped_at, range(1, MOST_STEPS + 1)))) < MOST_STEPS
 
 
 @each_fault
@@ -626,5 +637,5 @@ async def test_whatever_two_stores_do_at_once_is_done_once(store: ValkeyStore, r
     seed = int(os.environ.get("CHATSTATE_TEST_SEED") or SystemRandom().randrange(1 << 32)) + run
     sys.stdout.write(f"again: CHATSTATE_TEST_SEED={seed} CHATSTATE_TEST_RUNS=1\n")
     history = History(store, Random(seed))
-    await asyncio.gather(*(history.work() for _ in range(8)))
+    await all_of(history.work() for _ in range(8))
     await history.check()
