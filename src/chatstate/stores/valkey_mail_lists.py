@@ -28,14 +28,15 @@ from chatstate.stores.valkey_boxes import (
     outbox_entry,
 )
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
+from chatstate.stores.valkey_erasing import DROP_POINTER, Erasing
+from chatstate.stores.valkey_finishing import BELOW, box_call, left_text
 from chatstate.stores.valkey_keys import SessionKeys, slot_tags, time_text
 from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members, look_into
-from chatstate.stores.valkey_mailbox import DROP_POINTER, Mail, box_call, left_text
 from chatstate.stores.valkey_steps import Steps, carry_out
 
 _LIST, _SHOW = script("list_box", "no-writes"), script("show_message", "no-writes")
 _DUE = script("due", "no-writes,allow-cross-slot-keys")
-_SWEEP = script("sweep_message", below=("common", "box"))
+_SWEEP = script("sweep_message", below=BELOW)
 
 _BEHIND = b"\xff"
 """Is behind every text in UTF-8 in the order of bytes."""
@@ -154,7 +155,7 @@ async def sweep(cluster: Cluster, prefix: str, now: datetime, retention: Retenti
     forget_since = before(now, REMEMBERED_FOR)
     kept_since = retention.visits_since(now)
     ends = {b"d": forget_since} | ({b"o": min(forget_since, kept_since)} if kept_since else {})
-    mail, found = Mail(prefix), [0]
+    mail, found = Erasing(prefix), [0]
     for name in ("inbox", "outbox"):
         for letter, end in ends.items():
             bounds = Bounds(b"[" + letter, b"[" + letter + time_text(end).encode() + _BEHIND)
@@ -169,11 +170,11 @@ async def sweep_fences(cluster: Cluster, prefix: str, limit: int) -> None:
     """Erase what was to be erased when somebody was interrupted, of some sessions."""
     fences = [SortedSet(f"{prefix}{{{tag}}}:fences", slot) for slot, tag in enumerate(slot_tags())]
     fenced = await first_members(cluster, fences, Bounds(), limit)
-    mail = Mail(prefix)
+    mail = Erasing(prefix)
     await carry_out(cluster, [_unfenced(mail, member.decode()) for member in fenced])
 
 
-def _forgotten(mail: Mail, prefix: str, name: Name, member: bytes) -> Steps[Any]:
+def _forgotten(mail: Erasing, prefix: str, name: Name, member: bytes) -> Steps[Any]:
     """Forget a message: first where it is. Whoever is interrupted is followed by the next sweep."""
     age = member[:16].decode()
     key, conversation = _place(member[16:])
@@ -196,5 +197,5 @@ def _forgotten(mail: Mail, prefix: str, name: Name, member: bytes) -> Steps[Any]
     return None
 
 
-def _unfenced(mail: Mail, session: str) -> Steps[Any]:
+def _unfenced(mail: Erasing, session: str) -> Steps[Any]:
     return (yield from mail.clear_fences(session))

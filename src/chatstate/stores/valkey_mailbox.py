@@ -10,18 +10,16 @@ message in: state, what is to be sent and the *mark* of the message, at once; th
 another session has the one before it made *void* at its session first, and finds out whether it has come too late.
 A message that is settled alone is *decided* where it lies, and done when its effects are there.
 
-What is erased begins with a *fence* at the session: it says up to which message of each conversation is erased, and
-keeps what was to leave. No message that it covers is taken in there any more.
+What puts effects in place stands in `chatstate.stores.valkey_finishing`, what erases in
+`chatstate.stores.valkey_erasing`, what lists and forgets in `chatstate.stores.valkey_mail_lists`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from secrets import token_hex
 from typing import Any, NamedTuple
 
-from msgspec import Struct, json, msgpack
+from msgspec import json
 
 from chatstate.errors import StoreBusy, StoreError
 from chatstate.mailbox import (
@@ -34,7 +32,6 @@ from chatstate.mailbox import (
     Progress,
     Receive,
     Received,
-    Send,
     Settle,
     Settled,
 )
@@ -42,51 +39,16 @@ from chatstate.model import EARLIEST, Delete, Deleted, Retention, Save
 from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
-from chatstate.stores.valkey_boxes import WAITING, WIDTH, Box, Pointer, known_of, number_text
-from chatstate.stores.valkey_cluster import Call, run_script
+from chatstate.stores.valkey_boxes import Box, Pointer, number_text
+from chatstate.stores.valkey_cluster import Call
+from chatstate.stores.valkey_erasing import MOST_TRIES, Erasing
+from chatstate.stores.valkey_finishing import BELOW, MARK_SECONDS, TAKE, Effects, box_call, left_text
 from chatstate.stores.valkey_keys import SessionKeys, time_text
 from chatstate.stores.valkey_steps import Steps, beforehand, sure
 
-MARK_SECONDS = 10 * 86_400
-"""How long it is known that a session has taken in a message that is done. Longer than any write is on its way."""
-
-_MOST_TRIES = 20
-"""How often others may be first."""
-
-_MOST_AT_ONCE = 500
-"""How many messages one script erases."""
-
-_BELOW = ("common", "box")
-_RECEIVE, _TAKE, _ERASE_ARRIVED = (script(name, below=_BELOW) for name in ("receive", "take", "erase_arrived"))
-_SEND, _ERASE_SENT, _PROGRESS = (script(name, below=_BELOW) for name in ("send", "erase_sent", "progress"))
-_POINT, _FIND, _LEAVE, _FENCE = script("point"), script("find"), script("leave"), script("fence")
-_VOID_MARK, _CLOSE_MARK = script("void_mark"), script("close_mark")
-DROP_POINTER = script("drop_pointer")
+_RECEIVE, _PROGRESS = (script(name, below=BELOW) for name in ("receive", "progress"))
 
 _log = logging.getLogger(__name__)
-
-
-class Effects(Struct, frozen=True, array_like=True):
-    """What is left to do of a message whose end is decided.
-
-    now    when that was, as text
-    sends  what is to leave
-    """
-
-    status: str
-    now: str
-    sends: tuple[Send, ...]
-
-
-class Fence(Struct, frozen=True):
-    """What is erased.
-
-    now     when that was, as text
-    bounds  up to which message of each conversation, in the order in which they have arrived in their bucket
-    """
-
-    now: str
-    bounds: dict[str, int]
 
 
 class _Claim(NamedTuple):
@@ -94,12 +56,6 @@ class _Claim(NamedTuple):
 
     number: int
     seq: int
-
-
-def box_call(what: Any, box: Box, given: dict[str, Any], text: str = "") -> Call:
-    """A script that changes a box."""
-    asked = {"conversation": box.conversation, "waiting": WAITING[box.name], "width": WIDTH[box.name], **given}
-    return run_script(what, box.slot, box.all(), msgpack.encode(asked), text)
 
 
 def check(write: MailWrite) -> None:
@@ -120,16 +76,8 @@ def check(write: MailWrite) -> None:
         sessions.check_text(text)
 
 
-def left_text(key: str, conversation: str, now: str, place: int) -> str:
-    """What the list of a session says of a message that is to leave for it."""
-    return f"{now}{place % 1000:03x}{key}\0{conversation}"
-
-
-class Mail:
+class Mail(Erasing):
     """The writes of inbox and outbox under a prefix of keys, as steps."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
 
     def steps(self, write: MailWrite, place: int) -> Steps[MailOutcome]:
         """Carry out a write that is no session's. `place`: of those that came with it."""
@@ -157,21 +105,6 @@ class Mail:
         given = {"key": write.key, "entry": entry}
         (is_new,) = sure((yield [box_call(_RECEIVE, self._inbox(conversation), given, write.document)]))
         return Received(bool(is_new))
-
-    def _inbox(self, conversation: str) -> Box:
-        return Box(self._prefix, "inbox", conversation)
-
-    def _point(self, kind: Any, key: str, conversation: str) -> Steps[str]:
-        """Say where a message is, unless that is known; where it is."""
-        pointer = Pointer(self._prefix, kind, key)
-        (found,) = sure((yield [run_script(_POINT, pointer.slot, [pointer.key], conversation)]))
-        return found.decode()  # type: ignore[no-any-return]
-
-    def _find(self, kind: Any, key: str) -> Steps[str | None]:
-        """Where a message is; None: nowhere."""
-        pointer = Pointer(self._prefix, kind, key)
-        (found,) = sure((yield [run_script(_FIND, pointer.slot, [pointer.key, pointer.asked])]))
-        return None if found is None else found.decode()
 
     # --- What is done with it -----------------------------------------------------------------------------------------
 
@@ -201,8 +134,8 @@ class Mail:
     def _taken(self, conversation: str, key: str, given: dict[str, Any]) -> Steps[list[Any] | None]:
         """Do this with a message, unless it is done: then None. A claim of others is made void first."""
         asked = {"key": key, **given}
-        for _ in range(_MOST_TRIES):
-            (reply,) = sure((yield [box_call(_TAKE, self._inbox(conversation), asked)]))
+        for _ in range(MOST_TRIES):
+            (reply,) = sure((yield [box_call(TAKE, self._inbox(conversation), asked)]))
             if reply[0] == b"ok":
                 return reply  # type: ignore[no-any-return]
             if reply[0] == b"decided":
@@ -215,85 +148,6 @@ class Mail:
                 return None
             asked["released"] = (session, number)
         raise StoreBusy("Others are at work on this message all the time. Nothing was written.")
-
-    def _is_applied(
-        self, conversation: str, key: str, session: str, number: int, fence: tuple[str, str] | None = None
-    ) -> Steps[bool]:
-        """Whether the session has taken in the message, which is finished then; if not, it will not by this claim."""
-        mark = self._mark(session, key)
-        slot = SessionKeys(self._prefix, session).slot
-        (kept,) = sure((yield [run_script(_VOID_MARK, slot, [mark], number, MARK_SECONDS)]))
-        if kept is None:
-            return False
-        yield from self._finish_marked(conversation, key, session, kept, fence)
-        return True
-
-    def _finish_marked(
-        self, conversation: str, key: str, session: str, mark: bytes, fence: tuple[str, str] | None = None
-    ) -> Steps[None]:
-        text = msgpack.decode(mark).get("effects")
-        effects = json.decode(text, type=Effects) if text else Effects("applied", "", ())
-        yield from self._finish(conversation, key, effects, session, fence)
-
-    def _mark(self, session: str, key: str) -> str:
-        return SessionKeys(self._prefix, session).own(f"m:{key}")
-
-    def _finish(
-        self, conversation: str, key: str, effects: Effects, home: str | None, fence: tuple[str, str] | None = None
-    ) -> Steps[None]:
-        """Put in place what a message has come to. In this order: until it is done, somebody will come for it.
-
-        home   the session that has taken it in, whose list says already what is to leave for it
-        fence  a session of which everything is erased, and the fence's name
-        """
-        if effects.sends:
-            yield from self._leave(effects, home, fence)
-            yield from self._put_out(effects)
-        given = {"verb": "finish", "key": key, "status": effects.status}
-        sure((yield [box_call(_TAKE, self._inbox(conversation), given)]))
-        if home is not None:
-            slot = SessionKeys(self._prefix, home).slot
-            sure((yield [run_script(_CLOSE_MARK, slot, [self._mark(home, key)], MARK_SECONDS)]))
-
-    def _leave(self, effects: Effects, home: str | None, fence: tuple[str, str] | None) -> Steps[None]:
-        """Have the lists of other sessions say what is to leave for them; a list that is erased, for what is erased."""
-        members: dict[str, list[str]] = {}
-        for place, send in enumerate(effects.sends):
-            if send.user_session_id != home:
-                members.setdefault(send.user_session_id, []).append(
-                    left_text(send.key, send.conversation, effects.now, place)
-                )
-        calls = []
-        for session, texts in members.items():
-            keys = SessionKeys(self._prefix, session)
-            name = f"out:{fence[1]}" if fence and fence[0] == session else "out"
-            calls.append(run_script(_LEAVE, keys.slot, [keys.own(name), keys.own("asked")], *texts))
-        sure((yield calls))
-
-    def _put_out(self, effects: Effects) -> Steps[None]:
-        """Put what is to leave into the outbox. A key that is known elsewhere is known: who was first has it."""
-        pointers = [Pointer(self._prefix, "out", send.key) for send in effects.sends]
-        asked = [
-            run_script(_POINT, pointer.slot, [pointer.key], send.conversation)
-            for pointer, send in zip(pointers, effects.sends, strict=True)
-        ]
-        found = sure((yield asked))
-        calls = []
-        for place, (send, where) in enumerate(zip(effects.sends, found, strict=True)):
-            if where.decode() == send.conversation:
-                entry = {
-                    "status": "queued",
-                    "order": f"{effects.now}{place % 1000:03x}",
-                    "at": place,
-                    "age": effects.now,
-                    "due": effects.now,
-                    "session": send.user_session_id,
-                    "tries": 0,
-                    "error": "",
-                }
-                box = Box(self._prefix, "outbox", send.conversation)
-                calls.append(box_call(_SEND, box, {"key": send.key, "entry": entry}, send.document))
-        sure((yield calls))
 
     # --- What changes a session ---------------------------------------------------------------------------------------
 
@@ -367,91 +221,6 @@ class Mail:
         sure((yield [self._fence_call(write.user_session_id, "put", name, text)]))
         return MailErased((yield from self.clear_fences(write.user_session_id)))
 
-    def _fenced(self, write: EraseMail) -> Steps[tuple[str, str]]:
-        """A fence: its name, and its text. What arrives from now on is not erased."""
-        names = [*dict.fromkeys(write.conversations)]
-        boxes = [self._inbox(name) for name in names]
-        counts = sure((yield [Call(box.slot, ("INCR", box.of_bucket("arrived"))) for box in boxes]))
-        fence = Fence(time_text(write.now), dict(zip(names, counts, strict=True)))
-        return token_hex(8), json.encode(fence).decode()
-
-    def _fence_call(self, session: str, verb: str, name: str = "", text: str = "") -> Call:
-        keys = SessionKeys(self._prefix, session)
-        names = [keys.own("f"), keys.of_slot("fences"), keys.own("out"), keys.own(f"out:{name}")]
-        return run_script(_FENCE, keys.slot, names, verb, session, name, text)
-
-    def clear_fences(self, session: str) -> Steps[int]:
-        """Erase what the session's fences say; how many messages that were."""
-        (flat,) = sure((yield [self._fence_call(session, "show")]))
-        erased = 0
-        for name, text in zip(flat[::2], flat[1::2], strict=True):
-            erased += yield from self._clear(session, name.decode(), json.decode(text, type=Fence))
-        return erased
-
-    def _clear(self, session: str, name: str, fence: Fence) -> Steps[int]:
-        erased = 0
-        for conversation, bound in fence.bounds.items():
-            erased += yield from self._erase_arrived(conversation, bound, (session, name))
-        keys = SessionKeys(self._prefix, session)
-        (left,) = sure((yield [Call(keys.slot, ("ZRANGE", keys.own(f"out:{name}"), "-", "+", "BYLEX"))]))
-        erased += yield from self._erase_sent(left, fence.now)
-        sure((yield [self._fence_call(session, "drop", name)]))
-        return erased
-
-    def _erase_arrived(self, conversation: str, bound: int, fence: tuple[str, str]) -> Steps[int]:
-        """What has arrived in a conversation up to some message. What sessions have taken in of it is finished."""
-        erased, released = 0, dict[str, tuple[str, int]]()
-        for _ in range(_MOST_TRIES):
-            more = 1
-            busy: list[bytes] = []
-            while more:
-                given = {"bound": bound, "released": released, "most": _MOST_AT_ONCE}
-                ((count, more, busy),) = sure((yield [box_call(_ERASE_ARRIVED, self._inbox(conversation), given)]))
-                erased += count
-            if not busy:
-                return erased
-            for key, kept in zip(busy[::2], busy[1::2], strict=True):
-                claim = yield from self._released(conversation, key.decode(), known_of(kept), fence)
-                if claim:
-                    released[key.decode()] = claim
-        raise StoreBusy("Others are at work on these messages all the time.")
-
-    def _released(
-        self, conversation: str, key: str, known: dict[str, Any], fence: tuple[str, str]
-    ) -> Steps[tuple[str, int] | None]:
-        """Finish a message whose end is decided, or have its claim void: that claim then."""
-        if decided := known.get("decided"):
-            yield from self._finish(conversation, key, json.decode(decided, type=Effects), None, fence)
-            return None
-        session, number = known["session"], known["number"]
-        if (yield from self._is_applied(conversation, key, session, number, fence)):
-            return None
-        return session, number
-
-    def _erase_sent(self, left: Sequence[bytes], now: str) -> Steps[int]:
-        """What was to leave, by the list of a session."""
-        erased = 0
-        for start in range(0, len(left), _MOST_AT_ONCE):
-            named = [_named(member) for member in left[start : start + _MOST_AT_ONCE]]
-            calls = []
-            for key, conversation in named:
-                given = {"key": key, "now": now}
-                calls.append(box_call(_ERASE_SENT, Box(self._prefix, "outbox", conversation), given))
-            found = sure((yield calls))
-            erased += sum(count for count, _ in found)
-            dropped = []
-            for (key, conversation), (_, provider) in zip(named, found, strict=True):
-                dropped += self.drop_pointers(key, conversation, provider.decode())
-            sure((yield dropped))
-        return erased
-
-    def drop_pointers(self, key: str, conversation: str, provider: str) -> list[Call]:
-        """What forgets where a message is that was to leave."""
-        places = [(Pointer(self._prefix, "out", key), conversation)]
-        if provider:
-            places.append((Pointer(self._prefix, "sent", provider), f"{key}\0{conversation}"))
-        return [run_script(DROP_POINTER, pointer.slot, [pointer.key], where) for pointer, where in places]
-
     # --- What leaves --------------------------------------------------------------------------------------------------
 
     def _progress(self, write: Progress) -> Steps[MailOutcome]:
@@ -486,12 +255,6 @@ class Mail:
 
 def _effects(settle: Settle) -> Effects:
     return Effects(settle.status, time_text(settle.now), settle.sends)
-
-
-def _named(member: bytes) -> tuple[str, str]:
-    """The key and the conversation of what the list of a session says."""
-    key, _, conversation = member[18:].decode().partition("\0")
-    return key, conversation
 
 
 def _later(steps: Steps[Any]) -> Steps[None]:
