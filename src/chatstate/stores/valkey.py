@@ -27,9 +27,11 @@ from chatstate.model import (
     VersionQuery,
     Write,
 )
+from chatstate.record import RecordQuery, RecordWrite
 from chatstate.row import RowCount, RowQuery
 from chatstate.stores import valkey_mail_lists as mail_lists
 from chatstate.stores import valkey_mailbox as mailbox
+from chatstate.stores import valkey_records as records
 from chatstate.stores import valkey_rows
 from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
@@ -110,6 +112,8 @@ class ValkeyStore(Store):
 
     def _steps(self, write: AnyWrite, place: int, retention: Retention) -> Steps[Outcome]:
         """What carries out a write of several steps, or one beside it."""
+        if isinstance(write, RecordWrite):
+            return records.write(self._prefix, write)
         if isinstance(write, MailWrite):
             mailbox.check(write)
             return self._mail.steps(write, place)
@@ -121,7 +125,7 @@ class ValkeyStore(Store):
         if isinstance(write, Delete) and write.erases:
             mailbox.check(write.erases)
             return self._mail.deletion(write, retention)
-        return _single(write, sessions.write_call(self._prefix, write, retention))
+        return sessions.write(self._prefix, write, retention)
 
     async def list(self, query: Query) -> Sequence[Row]:
         listing: dict[Any, Any] = {
@@ -135,6 +139,7 @@ class ValkeyStore(Store):
             InboxQuery: mail_lists.inbox,
             OutboxQuery: mail_lists.outbox,
             DueQuery: mail_lists.due,
+            RecordQuery: records.records,
         }
         rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
         return rows
@@ -149,6 +154,7 @@ class ValkeyStore(Store):
         others = [
             await sessions.sweep_remembered(self._cluster, self._prefix, now, limit),
             await mail_lists.sweep(self._cluster, self._prefix, now, retention, limit),
+            await records.sweep(self._cluster, self._prefix, now, limit),
         ]
         more = limit in (found, *others)
         if retention.idle is None:

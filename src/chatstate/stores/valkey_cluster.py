@@ -303,6 +303,8 @@ class Cluster:
                 found, confirmed = await node.run_confirmed(commands, scripts, replicas)
         except _NotSent as error:
             return [_Again(str(error))] * len(calls)
+        except StoreBusy as error:  # what goes to other nodes may have happened
+            return [error] * len(calls)
         except (RedisError, OSError) as error:
             if replicas is None:
                 return [_Again(str(error) or type(error).__name__)] * len(calls)

@@ -49,12 +49,27 @@ def slot_tags() -> list[str]:
     return [tags[slot] for slot in range(SLOTS)]
 
 
-def bucket_of(text: str) -> int:
-    return sha256(text.encode()).digest()[0]
+def bucket_of(text: str | bytes) -> int:
+    return sha256(text if isinstance(text, bytes) else text.encode()).digest()[0]
 
 
 def bucket_tag(collection: Collection, bucket: int) -> str:
     return f"{collection}{bucket:02x}"
+
+
+class Bucket:
+    """The keys of one bucket, which are on one slot."""
+
+    __slots__ = ("number", "prefix", "slot", "tag")
+
+    def __init__(self, prefix: str, collection: Collection, number: int) -> None:
+        self.prefix = prefix
+        self.number = number
+        self.tag = bucket_tag(collection, number)
+        self.slot = slot_of(self.tag)
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}{{{self.tag}}}:{name}"
 
 
 class SessionKeys:

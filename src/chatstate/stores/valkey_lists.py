@@ -1,7 +1,8 @@
 """Lists over sorted sets that lie on many slots: all members within bounds, in order, from as many sets as there are.
 
 Each node is asked for the first member of each of its sets, some hundreds of sets with one script, so that it never
-stops for long; then those sets alone are asked for more whose first member is among the first so many of all. A page
+stops for long; then those sets alone are asked for more whose first member is among the first so many of all, and
+again those alone that may have more of them. A page
 costs a look into every set, whatever is in them: 16384 for sessions, 256 for all else (docs/explanation/scale.md).
 """
 
@@ -39,17 +40,55 @@ class Bounds(NamedTuple):
 ALL = Bounds()
 
 
+class Member(NamedTuple):
+    """A member of one of the sets."""
+
+    text: bytes
+    of: SortedSet
+
+
 async def first_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds, limit: int) -> list[bytes]:
     """The first `limit` members of all sets together, in order."""
+    return [member.text for member in await first_found(cluster, sets, bounds, limit)]
+
+
+async def first_found(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds, limit: int) -> list[Member]:
+    """The same, and of which set each is."""
     heads = await _heads(cluster, sets, bounds)
-    heads.sort(key=lambda found: found[0], reverse=bounds.from_the_end)
-    chosen = heads[:limit]
-    if not chosen:
-        return []
-    calls = [_range(one, bounds, limit) for _, one in chosen]
-    members = [member for part in await cluster.read(calls) for member in part]
-    members.sort(reverse=bounds.from_the_end)
-    return members[:limit]
+    heads.sort(reverse=bounds.from_the_end)
+    left = {head.of: bounds for head in heads[:limit]}
+    each = _spare(limit, len(left))
+    found: list[Member] = []
+    while left:
+        pages = await cluster.read([_range(one, within, each) for one, within in left.items()])
+        ends = {}
+        for one, page in zip(left, pages, strict=True):
+            found += [Member(text, one) for text in page]
+            if len(page) == each:
+                ends[one] = page[-1]
+        found.sort(reverse=bounds.from_the_end)
+        del found[limit:]
+        left = {one: _behind(end, bounds) for one, end in ends.items() if _may_have_more(found, limit, end, bounds)}
+        each *= 2
+    return found
+
+
+def _spare(limit: int, sets: int) -> int:
+    """How many members to ask each of so many sets for: mostly enough, when they are spread evenly."""
+    return min(limit, 2 * limit // max(sets, 1) + 4)
+
+
+def _behind(member: bytes, bounds: Bounds) -> Bounds:
+    edge = b"(" + member
+    return bounds._replace(last=edge) if bounds.from_the_end else bounds._replace(first=edge)
+
+
+def _may_have_more(found: Sequence[Member], limit: int, end: bytes, bounds: Bounds) -> bool:
+    """Whether a set that was read up to `end` may have more of the first `limit` members."""
+    if len(found) < limit:
+        return True
+    last = found[-1].text
+    return end > last if bounds.from_the_end else end < last
 
 
 async def count_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> int:
@@ -71,18 +110,18 @@ def _range(one: SortedSet, bounds: Bounds, limit: int) -> Call:
     return Call(one.slot, ("ZRANGE", one.name, *ends, "BYLEX", *order, "LIMIT", 0, limit))
 
 
-async def _heads(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> list[tuple[bytes, SortedSet]]:
+async def _heads(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> list[Member]:
     return await look_into(cluster, sets, _HEADS, int(bounds.from_the_end), bounds.first, bounds.last)
 
 
 async def look_into(
     cluster: Cluster, sets: Sequence[SortedSet], script: Script, *given: str | bytes | int
-) -> list[tuple[bytes, SortedSet]]:
+) -> list[Member]:
     """The members that a script finds in these sets, and in which set each is."""
     parts = _parts(cluster, sets)
     replies = await cluster.read([_over(part, script, *given) for part in parts])
     return [
-        (member, part[place])
+        Member(member, part[place])
         for part, flat in zip(parts, replies, strict=True)
         for place, member in zip(flat[::2], flat[1::2], strict=True)
     ]

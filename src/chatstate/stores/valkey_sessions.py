@@ -45,6 +45,7 @@ from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, slot_tags, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, SortedSet, all_members, count_members, first_members
+from chatstate.stores.valkey_steps import Steps, reply_to
 
 HEAD = 98
 _NONE = b"-"
@@ -190,6 +191,11 @@ def write_call(
     own = [keys.own(name) for name in ("s", "v", "r")]
     of_slot = [keys.of_slot(name) for name in ("ids", "active", "ends", "keys", "keyed")]
     return run_script(_WRITE, keys.slot, [*own, *of_slot, *more_keys], msgpack.encode(given), state, EPOCH)
+
+
+def write(prefix: str, write: Write, retention: Retention) -> Steps:
+    """Carry out one write. Raises `WriteRefused` for what no store can keep."""
+    return outcome_of(write, (yield from reply_to(write_call(prefix, write, retention))))
 
 
 def _once(once: IdempotencyKey, now: datetime) -> dict[str, Any]:
