@@ -34,6 +34,7 @@ from chatstate.stores import valkey_mailbox as mailbox
 from chatstate.stores import valkey_records as records
 from chatstate.stores import valkey_rows
 from chatstate.stores import valkey_sessions as sessions
+from chatstate.stores import valkey_visits as visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
 from chatstate.stores.replies import Sealing, Written
@@ -41,6 +42,7 @@ from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
 from chatstate.stores.valkey_keys import slot_of
 from chatstate.stores.valkey_mailbox import Mail
 from chatstate.stores.valkey_steps import Steps, carry_out
+from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 
 _FORMAT = "1"
 """Of what lies there; another number is of a newer version."""
@@ -117,6 +119,8 @@ class ValkeyStore(Store):
         if isinstance(write, MailWrite):
             mailbox.check(write)
             return self._mail.steps(write, place)
+        if isinstance(write, VisitWrite):
+            return visits.write(self._prefix, write)
         assert isinstance(write, Write)
         if isinstance(write, Save) and write.settles:
             mailbox.check(write.settles)
@@ -140,6 +144,8 @@ class ValkeyStore(Store):
             OutboxQuery: mail_lists.outbox,
             DueQuery: mail_lists.due,
             RecordQuery: records.records,
+            VisitQuery: visits.visits,
+            UserSessionQuery: visits.user_sessions,
         }
         rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
         return rows
@@ -156,6 +162,9 @@ class ValkeyStore(Store):
             await mail_lists.sweep(self._cluster, self._prefix, now, retention, limit),
             await records.sweep(self._cluster, self._prefix, now, limit),
         ]
+        visits_since = retention.visits_since(now)
+        if visits_since:
+            others.append(await visits.sweep(self._cluster, self._prefix, visits_since, limit))
         more = limit in (found, *others)
         if retention.idle is None:
             return Swept(removed, "" if more else None)
