@@ -19,9 +19,11 @@ from chatstate.model import (
     RememberedQuery,
     ReplayQuery,
     Retention,
+    Rewrite,
     Save,
     Session,
     SessionQuery,
+    StoredQuery,
     Swept,
     TagQuery,
     VersionQuery,
@@ -34,6 +36,7 @@ from chatstate.stores import valkey_mailbox as mailbox
 from chatstate.stores import valkey_records as records
 from chatstate.stores import valkey_rows
 from chatstate.stores import valkey_sessions as sessions
+from chatstate.stores import valkey_stored as stored
 from chatstate.stores import valkey_visits as visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed, Hints
@@ -121,6 +124,8 @@ class ValkeyStore(Store):
             return self._mail.steps(write, place)
         if isinstance(write, VisitWrite):
             return visits.write(self._prefix, write)
+        if isinstance(write, Rewrite):
+            return stored.rewrite(self._prefix, write)
         assert isinstance(write, Write)
         if isinstance(write, Save) and write.settles:
             mailbox.check(write.settles)
@@ -146,6 +151,7 @@ class ValkeyStore(Store):
             RecordQuery: records.records,
             VisitQuery: visits.visits,
             UserSessionQuery: visits.user_sessions,
+            StoredQuery: stored.stored,
         }
         rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
         return rows

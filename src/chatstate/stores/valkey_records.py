@@ -48,7 +48,7 @@ def _keys(place: Bucket) -> list[str]:
     return [place.key(name) for name in ("docs", *_INDEXES)]
 
 
-def sets(prefix: str, name: str) -> list[SortedSet]:
+def index_sets(prefix: str, name: str) -> list[SortedSet]:
     """The sets of all buckets that name records in this order."""
     places = (Bucket(prefix, "r", number) for number in range(BUCKETS))
     return [SortedSet(place.key(name), place.slot) for place in places]
@@ -89,7 +89,7 @@ async def records(cluster: Cluster, prefix: str, query: RecordQuery) -> list[Rec
         return [record for record in found if record.key > query.after][: query.limit]
     if query.changed_since:
         bounds = _bounds(query.collection, time_text(query.changed_since))
-        members = await first_members(cluster, sets(prefix, "changed"), bounds, _FEW + 1)
+        members = await first_members(cluster, index_sets(prefix, "changed"), bounds, _FEW + 1)
         if len(members) <= _FEW:
             return await _sorted_here(cluster, prefix, query, members)
     return await _looked_through(cluster, prefix, query)
@@ -114,7 +114,7 @@ async def _looked_through(cluster: Cluster, prefix: str, query: RecordQuery) -> 
     if query.after:
         bounds = bounds._replace(first=b"(" + name_of(query.collection, query.after))
     while len(found) < query.limit:
-        names = await first_members(cluster, sets(prefix, "keys"), bounds, query.limit)
+        names = await first_members(cluster, index_sets(prefix, "keys"), bounds, query.limit)
         found += await _read(cluster, prefix, query, names)
         if len(names) < query.limit:
             break
@@ -163,7 +163,7 @@ def _is_wanted(row: Record, query: RecordQuery) -> bool:
 async def sweep(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int:
     """Remove those that have expired; how many were found."""
     by_bucket: dict[int, list[bytes]] = defaultdict(list)
-    found = await first_members(cluster, sets(prefix, "ends"), until(now), limit)
+    found = await first_members(cluster, index_sets(prefix, "ends"), until(now), limit)
     for member in found:
         by_bucket[bucket_of(member[15:])].append(member)
     places = [(Bucket(prefix, "r", number), members) for number, members in by_bucket.items()]

@@ -332,7 +332,7 @@ _AFTER_ALL_IDS = b"\xff"
 """Is behind every id in the order of bytes: it is in no UTF-8 text."""
 
 
-def sets_of(prefix: str, name: str) -> list[SortedSet]:
+def index_sets(prefix: str, name: str) -> list[SortedSet]:
     return [SortedSet(f"{prefix}{{{tag}}}:{name}", slot) for slot, tag in enumerate(slot_tags())]
 
 
@@ -340,11 +340,11 @@ async def sessions(cluster: Cluster, prefix: str, query: SessionQuery) -> list[S
     """The page that the query asks for."""
     by_id = query.order == "id"
     if not by_id and query.prefix:
-        ids = sets_of(prefix, "ids")
+        ids = index_sets(prefix, "ids")
         if await count_members(cluster, ids, _bounds_by_id(query.prefix)) <= _FEW:
             return await _sorted_here(cluster, prefix, query, ids)
     found: list[Any] = []
-    sets = sets_of(prefix, "ids" if by_id else "active")
+    sets = index_sets(prefix, "ids" if by_id else "active")
     bounds = _bounds_by_id(query.prefix, query) if by_id else _bounds_by_activity(query)
     while len(found) < query.limit:
         members = await first_members(cluster, sets, bounds, query.limit)
@@ -416,7 +416,7 @@ async def sweep_ended(
     cluster: Cluster, prefix: str, now: datetime, retention: Retention, limit: int
 ) -> tuple[int, int]:
     """Remove sessions whose own expiry has come; how many were found, and removed."""
-    found = await first_members(cluster, sets_of(prefix, "ends"), until(now), limit)
+    found = await first_members(cluster, index_sets(prefix, "ends"), until(now), limit)
     ids = {member[15:].decode(): member for member in found}
     return len(found), await _removed(cluster, prefix, ids, now, retention)
 
@@ -426,7 +426,7 @@ async def sweep_idle(
 ) -> tuple[list[str], int]:
     """Remove the idle among the next sessions by id; those that were looked at, and how many were removed."""
     bounds = Bounds(first=b"(" + after.encode() if after else b"-")
-    ids = [member.decode() for member in await first_members(cluster, sets_of(prefix, "ids"), bounds, limit)]
+    ids = [member.decode() for member in await first_members(cluster, index_sets(prefix, "ids"), bounds, limit)]
     heads = await cluster.read([head_call(prefix, name) for name in ids])
     gone = Gone(now, retention)
     expired = {name: b"" for name, head in zip(ids, heads, strict=True) if head and gone(head)}
@@ -446,7 +446,7 @@ async def _removed(cluster: Cluster, prefix: str, found: dict[str, bytes], now: 
 
 async def sweep_remembered(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int:
     """Forget idempotency keys; how many."""
-    found = await first_members(cluster, sets_of(prefix, "keys"), until(now), limit)
+    found = await first_members(cluster, index_sets(prefix, "keys"), until(now), limit)
     calls = []
     for member in found:
         user_session_id, _, field = member[15:].decode().partition("\0")
