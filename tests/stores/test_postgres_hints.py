@@ -6,14 +6,13 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from chatstate.model import Save, utc_now
-from chatstate.stores import Store, create_store, postgres_hints
+from chatstate.stores import Store, create_store, server_hints
 from chatstate.stores.feed import Feed
 from chatstate.stores.postgres_hints import CHANNEL, PostgresHints
 from tests.servers.pgbouncer import PgBouncer
@@ -143,7 +142,7 @@ async def test_more_sessions_than_one_notification_names(one: Store, other: Stor
 
 async def test_more_sessions_than_are_named(one: Store, other: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = await hears(other, one)
-    monkeypatch.setattr(postgres_hints, "_MOST_PENDING", 10)
+    monkeypatch.setattr(server_hints, "_MOST_PENDING", 10)
     names = [f"session {number}" for number in range(11)]
     heard.feed.follow("followed")
     await one.commit([saving(name) for name in names])
@@ -153,7 +152,7 @@ async def test_more_sessions_than_are_named(one: Store, other: Store, monkeypatc
 async def test_a_lost_connection_is_made_anew_and_everything_may_have_changed_meanwhile(
     one: Store, other: Store, postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(server_hints, "RETRY_SECONDS", 0.01)
     heard = await hears(other, one)
     heard.feed.follow("a")
     await one.commit([saving("a")])
@@ -178,7 +177,7 @@ async def test_a_lost_connection_is_made_anew_and_everything_may_have_changed_me
 async def test_a_database_that_goes_away_is_told_once_and_found_again(
     own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(server_hints, "RETRY_SECONDS", 0.01)
     url = await own_postgres.create_database()
     async with opened(url) as one, opened(url) as other:
         heard = await hears(other, one)
@@ -286,17 +285,17 @@ async def test_who_may_not_notify_tells_the_log_once_and_loads_nothing_for_it(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each try of the connection was taken for one that works, after which any session may have changed."""
-    monkeypatch.setattr(postgres_hints, "REFUSED_SECONDS", 0.01)
+    monkeypatch.setattr(server_hints, "REFUSED_SECONDS", 0.01)
     tries = 0
     enough = asyncio.Event()
     listen = PostgresHints._listen
 
-    async def counted(hints: PostgresHints, *given: Any) -> None:
+    async def counted(hints: PostgresHints) -> None:
         nonlocal tries
         tries += 1
         if tries == 5:
             enough.set()
-        await listen(hints, *given)
+        await listen(hints)
 
     monkeypatch.setattr(PostgresHints, "_listen", counted)
     async with limited_role(postgres_url, 3) as (owner, url):

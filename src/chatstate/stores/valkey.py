@@ -39,9 +39,10 @@ from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores import valkey_stored as stored
 from chatstate.stores import valkey_visits as visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
-from chatstate.stores.feed import Changed, Feed, Hints
+from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.replies import Sealing, Written
 from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
+from chatstate.stores.valkey_hints import ValkeyHints
 from chatstate.stores.valkey_keys import slot_of
 from chatstate.stores.valkey_mailbox import Mail
 from chatstate.stores.valkey_steps import Steps, carry_out
@@ -60,7 +61,7 @@ class ValkeyStore(Store):
         self._allow_unsafe = allow_unsafe
         self._cluster = Cluster(self._url, allow_unsafe)
         self._mail = Mail(self._prefix)
-        self._hints = Hints()
+        self._hints = ValkeyHints()
 
     async def open(self) -> None:
         try:
@@ -73,6 +74,7 @@ class ValkeyStore(Store):
             ) from error
 
     async def close(self) -> None:
+        await self._hints.close()
         await self._cluster.close()
 
     async def migrate(self) -> list[str]:
@@ -157,6 +159,7 @@ class ValkeyStore(Store):
         return rows
 
     def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
+        self._hints.listen(self._cluster, self._prefix)
         return self._hints.feed(changed, written, sealing)
 
     async def sweep(self, now: datetime, retention: Retention, after: str | None, limit: int) -> Swept:

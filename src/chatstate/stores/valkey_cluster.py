@@ -217,6 +217,30 @@ class Cluster:
             raise reply
         return reply
 
+    @asynccontextmanager
+    async def subscribed(self, slot: int, channel: str) -> AsyncIterator[Subscription]:
+        """What is said on a sharded channel of this slot. Raises `StoreUnavailable`."""
+        await self.look()
+        shard = self._by_slot[slot]
+        if shard is None:
+            raise StoreUnavailable("No node has the slot of the channel.")
+        try:
+            connection = await self._node((shard.host, shard.port)).connect()
+        except _NotSent as error:
+            raise StoreUnavailable(str(error)) from error
+        try:
+            line = Subscription(connection, lambda: self._is_at(slot, shard))
+            await line.say("SSUBSCRIBE", channel)
+            await line.hear()
+            yield line
+        finally:
+            with suppress(RedisError, OSError):
+                await asyncio.shield(connection.disconnect(nowait=True))
+
+    def _is_at(self, slot: int, shard: Shard) -> bool:
+        now = self._by_slot[slot]
+        return now is not None and (now.host, now.port) == (shard.host, shard.port)
+
     # --- Calls --------------------------------------------------------------------------------------------------------
 
     async def read(self, calls: Sequence[Call]) -> list[Any]:
@@ -358,6 +382,34 @@ def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
+class Subscription:
+    """A connection on which the messages of a channel arrive. All methods raise `StoreUnavailable` once it is lost.
+
+    is_current  whether, by what is known of the cluster, it still leads to where the channel is
+    """
+
+    def __init__(self, connection: Connection, is_current: Callable[[], bool]) -> None:
+        self._connection = connection
+        self.is_current = is_current
+
+    async def say(self, *words: str) -> None:
+        """Ask the node for something, to which it gives some answer: `PING` at least, before `hear` gives up."""
+        try:
+            await self._connection.send_command(*words, check_health=False)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"The connection to Valkey is lost: {error}") from error
+
+    async def hear(self) -> bytes | None:
+        """The next message; None for whatever else the node says."""
+        try:
+            said = await self._connection.read_response(disable_decoding=True, disconnect_on_error=False)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"The connection to Valkey is lost: {error}") from error
+        if said[0] == b"sunsubscribe":
+            raise StoreUnavailable("The slot of the channel has moved.")
+        return bytes(said[2]) if said[0] == b"smessage" else None
+
+
 # --- One node ---------------------------------------------------------------------------------------------------------
 
 
@@ -455,7 +507,7 @@ class _Node:
         except TimeoutError:
             raise StoreBusy from None
         try:
-            link = self._idle.pop() if self._idle else await self._connected()
+            link = self._idle.pop() if self._idle else await self._linked()
             unknown = {script.sha: script for script in scripts if script.sha not in self._known}
             if unknown:
                 await self._before(link, [("SCRIPT", "LOAD", script.text) for script in unknown.values()])
@@ -473,7 +525,14 @@ class _Node:
         except (RedisError, OSError) as error:
             raise _NotSent(str(error)) from error
 
-    async def _connected(self) -> _Link:
+    async def _linked(self) -> _Link:
+        link = _Link(await self.connect())
+        (told,) = await self._before(link, [("INFO", "replication")])
+        link.history = _history(told)
+        return link
+
+    async def connect(self) -> Connection:
+        """A further connection. Raises `_NotSent`."""
         host, port = self._place
         options: dict[str, Any] = {"ssl_min_version": ssl.TLSVersion.TLSv1_2} if self._url.tls else {}
         connection = (SSLConnection if self._url.tls else Connection)(
@@ -492,10 +551,7 @@ class _Node:
             await connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise _NotSent(f"{host}:{port} cannot be reached: {error}") from error
-        link = _Link(connection)
-        (told,) = await self._before(link, [("INFO", "replication")])
-        link.history = _history(told)
-        return link
+        return connection
 
 
 def _history(told: Any) -> bytes:
