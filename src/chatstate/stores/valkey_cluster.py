@@ -395,14 +395,16 @@ class Subscription:
     async def say(self, *words: str) -> None:
         """Ask the node for something, to which it gives some answer: `PING` at least, before `hear` gives up."""
         try:
-            await self._connection.send_command(*words, check_health=False)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._connection.send_command(*words, check_health=False)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"The connection to Valkey is lost: {error}") from error
 
     async def hear(self) -> bytes | None:
         """The next message; None for whatever else the node says."""
         try:
-            said = await self._connection.read_response(disable_decoding=True, disconnect_on_error=False)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                said = await self._connection.read_response(disable_decoding=True, disconnect_on_error=False)
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"The connection to Valkey is lost: {error}") from error
         if said[0] == b"sunsubscribe":
@@ -431,8 +433,10 @@ class _Link:
         done = False
         try:
             packed = self.connection.pack_commands(commands)
-            await self.connection.send_packed_command(packed, check_health=False)
-            replies = [await self._reply() for _ in commands]
+            # Not the driver's own: that is wait_for, which before Python 3.12 may lose a cancellation.
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.connection.send_packed_command(packed, check_health=False)
+                replies = [await self._reply() for _ in commands]
             done = True
         finally:
             if not done:  # what is still to come on it would be taken for the answer to something else
@@ -541,14 +545,15 @@ class _Node:
             username=self._url.username,
             password=self._url.password,
             socket_connect_timeout=CONNECT_SECONDS,
-            socket_timeout=ANSWER_SECONDS,
+            socket_timeout=None,  # the driver has wait_for for it, which before Python 3.12 may lose a cancellation
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             client_name="chatstate",
             **options,
         )
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
             raise _NotSent(f"{host}:{port} cannot be reached: {error}") from error
         return connection
