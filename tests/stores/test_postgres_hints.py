@@ -1,4 +1,4 @@
-"""Hints between servers on PostgreSQL: what is told, to whom, and what happens when the connection is lost."""
+"""Hints between servers on PostgreSQL: what happens when the connection is lost, and what it takes."""
 
 from __future__ import annotations
 
@@ -11,47 +11,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from chatstate.model import Save, utc_now
-from chatstate.stores import Store, create_store, server_hints
-from chatstate.stores.feed import Feed
-from chatstate.stores.postgres_hints import CHANNEL, PostgresHints
+from chatstate.model import utc_now
+from chatstate.stores import Store, server_hints
+from chatstate.stores.postgres_hints import PostgresHints
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer, database_of
-
-SOON = 10.0
-
-ANY = "any may have changed"
-
-
-class Heard:
-    """A feed of a store that notes its hints."""
-
-    def __init__(self, store: Store) -> None:
-        self.hints: list[str] = []
-        self.any = asyncio.Event()
-        self.feed: Feed = store.watch(self._hint)
-
-    def _hint(self, user_session_id: str | None) -> None:
-        self.hints.append(user_session_id or ANY)
-        self.any.set()
-
-    async def until(self, *ids: str) -> None:
-        """Wait until there was a hint of each of these."""
-        async with asyncio.timeout(SOON):
-            while not set(ids) <= set(self.hints):
-                self.any.clear()
-                await self.any.wait()
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Store]:
-    store = create_store(url)
-    await store.open()
-    await store.migrate()
-    try:
-        yield store
-    finally:
-        await store.close()
+from tests.stores.hearing import ANY, SOON, Heard, hears, opened, saving
 
 
 @pytest.fixture
@@ -64,89 +29,6 @@ async def one(postgres_url: str) -> AsyncIterator[Store]:
 async def other(postgres_url: str) -> AsyncIterator[Store]:
     async with opened(postgres_url) as store:
         yield store
-
-
-@pytest.fixture
-async def postgres_log(postgres_url: str) -> AsyncIterator[list[str]]:
-    """All notifications of the database."""
-    notes: list[str] = []
-    connection = await asyncpg.connect(postgres_url)
-    await connection.add_listener(CHANNEL, lambda _connection, _process, _channel, note: notes.append(note))
-    yield notes
-    await connection.close()
-
-
-def saving(user_session_id: str) -> Save:
-    now = utc_now()
-    words = {"chat_state": "{}", "last_activity": now, "now": now}
-    return Save(user_session_id=user_session_id, new_session_id=str(uuid.uuid4()), **words)
-
-
-async def hears(store: Store, speaker: Store) -> Heard:
-    """A feed of the one store that hears what the other one writes."""
-    heard = Heard(store)
-    Heard(speaker)  # a server watches from its start on
-    heard.feed.follow("first")
-    async with asyncio.timeout(SOON):
-        while "first" not in heard.hints:
-            await speaker.commit([saving("first")])
-    return heard
-
-
-async def test_nothing_is_told_while_nobody_follows(one: Store, other: Store, postgres_log: list[str]) -> None:
-    Heard(one)
-    heard = Heard(other)
-    for number in range(5):
-        await one.commit([saving(f"a{number}")])
-    heard.feed.follow("b")  # that is told, after what came before
-    async with asyncio.timeout(SOON):
-        while "following" not in postgres_log:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    assert not [note for note in postgres_log if note.startswith("changed")]
-
-
-async def test_who_follows_hears_of_what_is_followed_alone(one: Store, other: Store) -> None:
-    heard = await hears(other, one)
-    heard.feed.follow("followed")
-    heard.hints.clear()
-    await one.commit([saving("not followed")])
-    await one.commit([saving("followed")])
-    await heard.until("followed")
-    assert "not followed" not in heard.hints
-    heard.feed.unfollow("followed")
-    heard.feed.follow("another")
-    heard.hints.clear()
-    await one.commit([saving("followed")])
-    await one.commit([saving("another")])
-    await heard.until("another")
-    assert "followed" not in heard.hints
-
-
-async def test_ids_are_not_in_notifications(one: Store, other: Store, postgres_log: list[str]) -> None:
-    heard = await hears(other, one)
-    heard.feed.follow("whose id is private")
-    async with asyncio.timeout(SOON):
-        while not any(note.startswith("changed ") for note in postgres_log):
-            await one.commit([saving("whose id is private")])
-    assert not any("private" in note for note in postgres_log)
-
-
-async def test_more_sessions_than_one_notification_names(one: Store, other: Store) -> None:
-    heard = await hears(other, one)
-    names = [f"session {number}" for number in range(1000)]
-    for name in names:
-        heard.feed.follow(name)
-    await one.commit([saving(name) for name in names])
-    await heard.until(*names)
-
-
-async def test_more_sessions_than_are_named(one: Store, other: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = await hears(other, one)
-    monkeypatch.setattr(server_hints, "_MOST_PENDING", 10)
-    names = [f"session {number}" for number in range(11)]
-    heard.feed.follow("followed")
-    await one.commit([saving(name) for name in names])
-    await heard.until(ANY)
 
 
 async def test_a_lost_connection_is_made_anew_and_everything_may_have_changed_meanwhile(
@@ -195,17 +77,6 @@ async def test_a_database_that_goes_away_is_told_once_and_found_again(
                     await one.commit([saving("first")])
     assert len(caplog.records) == 4, "each of the two stores tells of each outage once"
     await own_postgres.drop_database(url)
-
-
-async def test_a_store_that_is_closed_while_there_is_something_to_tell_is_closed(postgres_url: str) -> None:
-    """The wish to end came together with something to be told, and was lost: the end never came."""
-    for _ in range(20):
-        async with asyncio.timeout(SOON), opened(postgres_url) as store:
-            heard = Heard(store)
-            heard.feed.follow("a")
-            await store.commit([saving("a")])
-            heard.feed.close()
-            Heard(store).feed.follow("a")
 
 
 async def test_two_schemas_of_one_database_do_not_disturb_each_other(postgres_url: str) -> None:

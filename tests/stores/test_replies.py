@@ -1,4 +1,4 @@
-"""Replies on their way between servers: what is said and heard, also when messages are lost, and on PostgreSQL."""
+"""Replies on their way between servers: what is said and heard, also when messages are lost, and over real lines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 
-import asyncpg
 import pytest
 
 from chatstate.encryption import KeyRing, new_key
 from chatstate.stores import Store, create_store
 from chatstate.stores.feed import Feed
-from chatstate.stores.postgres_hints import CHANNEL
 from chatstate.stores.replies import READ_SECONDS, REPEAT_SECONDS, Replies, Sealing
 
 SOON = 10.0
@@ -163,7 +161,7 @@ def test_lost_messages_are_made_up_for(network: Network, seed: int) -> None:
     assert network.told[-1] == ("r3", text)
 
 
-# --- On PostgreSQL ----------------------------------------------------------------------------------------------------
+# --- Between servers --------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -199,16 +197,14 @@ class Reader:
 
 
 @pytest.mark.parametrize("ring", [None, KeyRing.parse(new_key())], ids=["in the clear", "sealed"])
-async def test_what_one_server_writes_is_read_on_another(postgres_url: str, ring: KeyRing | None) -> None:
-    notes: list[str] = []
-    connection = await asyncpg.connect(postgres_url)
-    await connection.add_listener(CHANNEL, lambda _connection, _process, _channel, note: notes.append(note))
-    async with opened(postgres_url, ring) as one, opened(postgres_url, ring) as other:
+async def test_what_one_server_writes_is_read_on_another(
+    shared_url: str, said: list[str], ring: KeyRing | None
+) -> None:
+    async with opened(shared_url, ring) as one, opened(shared_url, ring) as other:
         writer, reader = one.watch(lambda _: None), Reader(other)
         for text in ("", "Hello", "Hello, is this private?"):
             writer.write("s", "r", text)
             await reader.until("r", text)
         writer.write("s", "", "")
         await reader.until("", "")
-    await connection.close()
-    assert any("private" in note for note in notes) == (ring is None)
+    assert any("private" in message for message in said) == (ring is None)

@@ -16,12 +16,13 @@ from chatstate.stores.server_hints import ServerHints
 from chatstate.stores.valkey_cluster import Call, Cluster, Subscription
 from chatstate.stores.valkey_keys import slot_of
 
-_TAG = "hints"
+TAG = "hints"
+"""The hash tag of the channel."""
 
 
 def channel(prefix: str) -> str:
     """Where the servers with this prefix talk."""
-    return f"{prefix}{{{_TAG}}}"
+    return f"{prefix}{{{TAG}}}"
 
 
 class ValkeyHints(ServerHints):
@@ -41,7 +42,7 @@ class ValkeyHints(ServerHints):
 
     async def _listen(self) -> None:
         assert self._cluster
-        async with self._cluster.subscribed(slot_of(_TAG), self._channel) as line:
+        async with self._cluster.subscribed(slot_of(TAG), self._channel) as line:
             hearing = asyncio.create_task(self._hear_all(line))
             hearing.add_done_callback(lambda _: self._wake.set())
             try:
@@ -64,4 +65,4 @@ class ValkeyHints(ServerHints):
         await line.say("PING")
         if self._cluster and messages:
             words = [("SPUBLISH", self._channel, f"{self._me} {message}") for message in messages]
-            await self._cluster.read([Call(slot_of(_TAG), one) for one in words])
+            await self._cluster.read([Call(slot_of(TAG), one) for one in words])
