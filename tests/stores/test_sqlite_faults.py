@@ -36,17 +36,9 @@ from chatstate.stores import sqlite
 from chatstate.stores.contract import NOW, deleting, saving
 from chatstate.stores.sqlite import SQLiteStore
 from tests.servers.postgres import unprivileged_account
+from tests.stores.chance import seeded
 
 PATIENCE_SECONDS = 20
-
-SEED_VARIABLE = "CHATSTATE_TEST_SEED"
-
-
-def seeded() -> random.Random:
-    """Chance that can be replayed: a test that fails shows its seed, and the variable sets it."""
-    seed = os.environ.get(SEED_VARIABLE) or str(random.SystemRandom().randrange(1 << 32))
-    sys.stdout.write(f"replay this with {SEED_VARIABLE}={seed}\n")
-    return random.Random(int(seed))
 
 
 @pytest.fixture

@@ -150,6 +150,9 @@ def _create(prefix: str, write: CreateVisit) -> Steps:
     expected, wanted, seen = "", _pointing(1, here), b""
     for _ in range(_TRIES):
         pointer = yield from reply_to(_point(prefix, session_id, expected, wanted))
+        if not pointer:  # its visit was removed
+            expected, wanted, seen = "", _pointing(1, here), b""
+            continue
         number, there = _read_pointer(prefix, pointer)
         if there.number == here.number:
             text = msgpack.encode(_Kept(number=number, **members))
