@@ -14,7 +14,7 @@ import pytest
 from chatstate.encryption import SEALED
 from chatstate.model import PRESENT, IdempotencyKey, Retention, Rewrite, Save, Stored, StoredQuery, Within
 from chatstate.record import DropRecord, PutRecord, RecordQuery
-from chatstate.stores import Store
+from chatstate.stores import Store, valkey_records, valkey_visits
 from chatstate.stores.base import AnyWrite, Query, Row
 from chatstate.stores.valkey_cluster import Cluster, parse_url
 from chatstate.visit import (
@@ -124,7 +124,13 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/chatstate.db"
 
 
-async def test_random_batches_come_to_the_same(valkey_url: str, sqlite_url: str) -> None:
+@pytest.mark.parametrize("few", [1, 2000])
+async def test_random_batches_come_to_the_same(
+    valkey_url: str, sqlite_url: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether little or much is sorted here."""
+    for module in (valkey_records, valkey_visits):
+        monkeypatch.setattr(module, "_FEW", few)
     rng = Random()
     async with opened(valkey_url) as ours, opened(sqlite_url) as theirs:
         for number in range(BATCHES):

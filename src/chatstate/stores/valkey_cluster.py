@@ -224,10 +224,7 @@ class Cluster:
         shard = self._by_slot[slot]
         if shard is None:
             raise StoreUnavailable("No node has the slot of the channel.")
-        try:
-            connection = await self._node((shard.host, shard.port)).connect()
-        except _NotSent as error:
-            raise StoreUnavailable(str(error)) from error
+        connection = await self._node((shard.host, shard.port)).connect()
         try:
             line = Subscription(connection, lambda: self._is_at(slot, shard))
             await line.say("SSUBSCRIBE", channel)
@@ -415,7 +412,7 @@ class Subscription:
 # --- One node ---------------------------------------------------------------------------------------------------------
 
 
-class _NotSent(Exception):
+class _NotSent(StoreUnavailable):
     """There is no connection, so nothing has happened."""
 
 
