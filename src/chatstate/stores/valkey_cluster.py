@@ -24,7 +24,7 @@ from msgspec import Struct
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import AskError, BusyLoadingError, MovedError, NoScriptError, RedisError, ResponseError
 
 from chatstate.errors import InvalidSetting, OutcomeUnknown, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from chatstate.stores.lua import Script
@@ -343,9 +343,9 @@ def _understood(reply: Any, is_write: bool, confirmed: bool) -> Any:
         return reply if confirmed else OutcomeUnknown()
     if isinstance(reply, AskError):
         return _Again("its slot is moving", (reply.host, reply.port))
-    if isinstance(reply, MovedError | NoScriptError) or str(reply).startswith(_REFUSALS):
-        return _Again(type(reply).__name__ if isinstance(reply, MovedError) else str(reply))
-    text = str(reply)
+    text = _said(reply)
+    if isinstance(reply, MovedError | NoScriptError) or text.startswith(_REFUSALS):
+        return _Again(type(reply).__name__ if isinstance(reply, MovedError) else text)
     if "CROSSSLOT" in text or "non local key" in text:  # the slots that a script looks at are not all here any more
         return _Again("slots are moving")
     if text.startswith("OOM"):
@@ -353,6 +353,12 @@ def _understood(reply: Any, is_write: bool, confirmed: bool) -> Any:
     _log.error("Valkey cannot carry out a command: %s", text)
     # A script that fails is not undone.
     return OutcomeUnknown() if is_write else StoreUnavailable("Valkey cannot carry out a command; the log says why.")
+
+
+def _said(error: Exception) -> str:
+    """What the node has said; the driver takes the first word away from some errors."""
+    code, text = getattr(error, "status_code", None), str(error)
+    return f"{code} {text}" if code and not text.startswith(code) else text
 
 
 def _shards(reply: Any, asked: str) -> list[Shard]:
@@ -443,7 +449,7 @@ class _Link:
     async def _reply(self) -> Any:
         try:
             return await self.connection.read_response(disable_decoding=True, disconnect_on_error=False)
-        except ResponseError as error:
+        except (ResponseError, BusyLoadingError) as error:
             return error
 
     async def close(self) -> None:

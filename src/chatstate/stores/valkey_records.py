@@ -23,14 +23,17 @@ from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import BUCKETS, Bucket, bucket_of, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members
 from chatstate.stores.valkey_sessions import check_text, until
-from chatstate.stores.valkey_steps import Steps, reply_to
+from chatstate.stores.valkey_steps import Steps, sure, reply_to
 
 HEAD = 46
 _NO_TIME = "-" * 15
 _FEW = 2000
 """If so few have changed, they are sorted here; else all of the collection are looked through for them."""
 
-_WRITE, _SWEEP = script("write_record"), script("sweep_records")
+_PUT = script("write_record")
+_DROP, _SWEEP = script("write_record", "allow-oom"), script("sweep_records", "allow-oom")
+"""What takes room is refused when there is none; what gives room is not."""
+
 _INDEXES = ("keys", "changed", "ends")
 
 
@@ -66,11 +69,11 @@ def write(prefix: str, write: RecordWrite) -> Steps:
         document = write.document
         check_text(document)
         ends = time_text(write.expires_at) if write.expires_at else _NO_TIME
-    verb = "put" if isinstance(write, PutRecord) else "drop"
+    verb, run = ("put", _PUT) if isinstance(write, PutRecord) else ("drop", _DROP)
     expect = "" if write.expect is None else write.expect
     place = bucket(prefix, name_of(write.collection, write.key))
     given = (write.collection, write.key, time_text(write.now), expect, ends, document)
-    done, number = yield from reply_to(run_script(_WRITE, place.slot, _keys(place), verb, *given))
+    done, number = yield from reply_to(run_script(run, place.slot, _keys(place), verb, *given))
     version = int(number)
     if not done:
         return RecordConflict(version)
@@ -167,5 +170,6 @@ async def sweep(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int
     for member in found:
         by_bucket[bucket_of(member[15:])].append(member)
     places = [(Bucket(prefix, "r", number), members) for number, members in by_bucket.items()]
-    await cluster.write([run_script(_SWEEP, place.slot, _keys(place), *members) for place, members in places])
+    calls = [run_script(_SWEEP, place.slot, _keys(place), *members) for place, members in places]
+    confirmed(await cluster.write(calls))
     return len(found)

@@ -404,7 +404,7 @@ def _bounds_by_activity(query: SessionQuery) -> Bounds:
 
 # --- Sweeping ---------------------------------------------------------------------------------------------------------
 
-_SWEEP, _FORGET = script("sweep_session"), script("forget_key")
+_SWEEP, _FORGET = script("sweep_session", "allow-oom"), script("forget_key", "allow-oom")
 
 
 def until(now: datetime) -> Bounds:

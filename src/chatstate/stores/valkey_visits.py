@@ -27,7 +27,7 @@ from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import BUCKETS, Bucket, bucket_of, digest, slot_of, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, Member, SortedSet, first_found, first_members
 from chatstate.stores.valkey_sessions import check_text, until
-from chatstate.stores.valkey_steps import Steps, reply_to
+from chatstate.stores.valkey_steps import Steps, sure, reply_to
 from chatstate.visit import (
     Changes,
     ChangeVisit,
@@ -52,7 +52,9 @@ _TRIES = 20
 _FEW = 2000
 """If so few visits are of the user sessions that are asked for, they are sorted here; else all are looked through."""
 
-_WRITE, _POINT = script("write_visits"), script("point_visit")
+_WRITE, _REMOVE = script("write_visits"), script("write_visits", "allow-oom")
+_POINT, _UNPOINT = script("point_visit"), script("point_visit", "allow-oom")
+"""What takes room is refused when there is none; what gives room is not."""
 
 
 class _Kept(Struct, omit_defaults=True):
@@ -99,7 +101,7 @@ def _bucket(prefix: str, user_session_id: str) -> Bucket:
 
 def _run(place: Bucket, verb: str, *given: str | bytes | int) -> Call:
     keys = [place.key(name) for name in ("docs", "starts", "users", "people", "created", "void:")]
-    return run_script(_WRITE, place.slot, keys, verb, *given)
+    return run_script(_REMOVE if verb in ("erase", "sweep") else _WRITE, place.slot, keys, verb, *given)
 
 
 # --- Pointers ---------------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def _pointer(prefix: str, session_id: str) -> tuple[int, str]:
 
 def _point(prefix: str, session_id: str, expected: str, wanted: str) -> Call:
     slot, key = _pointer(prefix, session_id)
-    return run_script(_POINT, slot, [key], expected, wanted)
+    return run_script(_POINT if wanted else _UNPOINT, slot, [key], expected, wanted)
 
 
 def _look(prefix: str, session_id: str) -> Call:
@@ -348,7 +350,8 @@ async def sweep(cluster: Cluster, prefix: str, kept_since: datetime, limit: int)
         by_bucket[numbers[member.of]].append(member.text)
     places = [Bucket(prefix, "v", number) for number in by_bucket]
     calls = [_run(place, "sweep", *by_bucket[place.number]) for place in places]
-    replies = zip(places, await cluster.write(calls), strict=True)
-    removed = [(place, reply) for place, reply in replies if isinstance(reply, list)]
+    replies = await cluster.write(calls)
+    removed = [(place, reply) for place, reply in zip(places, replies, strict=True) if isinstance(reply, list)]
     await cluster.write([call for place, reply in removed for call in _forget(prefix, place, reply)])
+    confirmed(replies)
     return len(found)
