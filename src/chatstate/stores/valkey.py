@@ -119,16 +119,18 @@ class ValkeyStore(Store):
 
     def _steps(self, write: AnyWrite, place: int, retention: Retention) -> Steps[Outcome]:
         """What carries out a write of several steps, or one beside it."""
-        if isinstance(write, RecordWrite):
-            return records.write(self._prefix, write)
         if isinstance(write, MailWrite):
             mailbox.check(write)
             return self._mail.steps(write, place)
-        if isinstance(write, VisitWrite):
-            return visits.write(self._prefix, write)
-        if isinstance(write, Rewrite):
-            return stored.rewrite(self._prefix, write)
-        assert isinstance(write, Write)
+        if isinstance(write, Write):
+            return self._session_steps(write, retention)
+        carried_out: dict[Any, Any] = {RecordWrite: records.write, VisitWrite: visits.write, Rewrite: stored.rewrite}
+        steps: Steps[Outcome] = next(
+            carry(self._prefix, write) for kind, carry in carried_out.items() if isinstance(write, kind)
+        )
+        return steps
+
+    def _session_steps(self, write: Write, retention: Retention) -> Steps[Outcome]:
         if isinstance(write, Save) and write.settles:
             mailbox.check(write.settles)
             sessions.check_text(write.chat_state or "")
@@ -190,9 +192,3 @@ def _moves_mail(write: Save | Delete) -> bool:
 
 def _outcome(write: Any, reply: Any) -> Outcome:
     return reply if isinstance(reply, StoreError) else sessions.outcome_of(write, reply)
-
-
-def _single(write: AnyWrite, call: Call) -> Steps[Outcome]:
-    """A write of one step."""
-    (reply,) = yield [call]
-    return _outcome(write, reply)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from chatstate.record import (
     PutRecord,
@@ -23,7 +24,7 @@ from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import BUCKETS, Bucket, bucket_of, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members
 from chatstate.stores.valkey_sessions import check_text, until
-from chatstate.stores.valkey_steps import Steps, sure, reply_to
+from chatstate.stores.valkey_steps import Steps, reply_to, sure
 
 HEAD = 46
 _NO_TIME = "-" * 15
@@ -60,7 +61,7 @@ def index_sets(prefix: str, name: str) -> list[SortedSet]:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(prefix: str, write: RecordWrite) -> Steps:
+def write(prefix: str, write: RecordWrite) -> Steps[Any]:
     """Carry out one write. Raises `WriteRefused` for what no store can keep."""
     check_text(write.collection)
     check_text(write.key)
@@ -171,5 +172,5 @@ async def sweep(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int
         by_bucket[bucket_of(member[15:])].append(member)
     places = [(Bucket(prefix, "r", number), members) for number, members in by_bucket.items()]
     calls = [run_script(_SWEEP, place.slot, _keys(place), *members) for place, members in places]
-    confirmed(await cluster.write(calls))
+    sure(await cluster.write(calls))
     return len(found)

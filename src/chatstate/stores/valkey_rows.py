@@ -25,7 +25,7 @@ from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
 from chatstate.stores.valkey_lists import ALL, Bounds, count_members, first_members
-from chatstate.stores.valkey_sessions import check_text, forget_call, load_call, session_of, index_sets
+from chatstate.stores.valkey_sessions import check_text, forget_call, index_sets, load_call, session_of
 
 _PUT_SESSION, _PUT_VERSION, _PUT_KEY = script("put_session"), script("put_version"), script("put_key")
 

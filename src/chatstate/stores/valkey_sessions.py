@@ -193,7 +193,7 @@ def write_call(
     return run_script(_WRITE, keys.slot, [*own, *of_slot, *more_keys], msgpack.encode(given), state, EPOCH)
 
 
-def write(prefix: str, write: Write, retention: Retention) -> Steps:
+def write(prefix: str, write: Write, retention: Retention) -> Steps[Any]:
     """Carry out one write. Raises `WriteRefused` for what no store can keep."""
     return outcome_of(write, (yield from reply_to(write_call(prefix, write, retention))))
 

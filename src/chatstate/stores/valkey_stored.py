@@ -50,7 +50,7 @@ def _lying(prefix: str, shelf: Shelf, place: Place) -> _Lying:
     return _Lying(keys.slot, keys.own(_HASHES[shelf]), field)
 
 
-def rewrite(prefix: str, write: Rewrite) -> Steps:
+def rewrite(prefix: str, write: Rewrite) -> Steps[Any]:
     """Carry out one write. Raises `WriteRefused` for what no store can keep."""
     check_text(write.replaced_by)
     slot, key, field = _lying(prefix, write.shelf, write.place)

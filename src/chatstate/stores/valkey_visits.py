@@ -27,7 +27,7 @@ from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import BUCKETS, Bucket, bucket_of, digest, slot_of, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, Member, SortedSet, first_found, first_members
 from chatstate.stores.valkey_sessions import check_text, until
-from chatstate.stores.valkey_steps import Steps, sure, reply_to
+from chatstate.stores.valkey_steps import Steps, reply_to, sure
 from chatstate.visit import (
     Changes,
     ChangeVisit,
@@ -135,7 +135,7 @@ def _read_pointer(prefix: str, text: bytes) -> tuple[int, Bucket]:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(prefix: str, write: VisitWrite) -> Steps:
+def write(prefix: str, write: VisitWrite) -> Steps[Any]:
     """Carry out one write. Raises `WriteRefused` for what no store can keep."""
     check_text(write.session_id if isinstance(write, CreateVisit | ChangeVisit) else write.user_session_id)
     if isinstance(write, CreateVisit):
@@ -145,7 +145,7 @@ def write(prefix: str, write: VisitWrite) -> Steps:
     return _change_all(prefix, write) if isinstance(write, ChangeVisits) else _erase(prefix, write)
 
 
-def _create(prefix: str, write: CreateVisit) -> Steps:
+def _create(prefix: str, write: CreateVisit) -> Steps[Any]:
     members = _kept(asdict(write))
     session_id = members.pop("session_id")
     here = _bucket(prefix, write.user_session_id)
@@ -174,7 +174,7 @@ def _create(prefix: str, write: CreateVisit) -> Steps:
     return StoreBusy()
 
 
-def _change(prefix: str, write: ChangeVisit) -> Steps:
+def _change(prefix: str, write: ChangeVisit) -> Steps[Any]:
     within = {"prefix": write.within.prefix}
     if write.within.only is not None:
         within = {"prefix": "", "only": write.within.only}
@@ -187,14 +187,14 @@ def _change(prefix: str, write: ChangeVisit) -> Steps:
     return _visit(write.session_id, text) if text else VisitMissing()
 
 
-def _change_all(prefix: str, write: ChangeVisits) -> Steps:
+def _change_all(prefix: str, write: ChangeVisits) -> Steps[Any]:
     packed = msgpack.encode(_packable(write.changes))
     place = _bucket(prefix, write.user_session_id)
     count = yield from reply_to(_run(place, "change_all", write.user_session_id, packed))
     return VisitsChanged(count)
 
 
-def _erase(prefix: str, write: EraseVisits) -> Steps:
+def _erase(prefix: str, write: EraseVisits) -> Steps[Any]:
     person = [] if write.user_id is None else [write.user_id]
     for text in person:
         check_text(text)
@@ -353,5 +353,5 @@ async def sweep(cluster: Cluster, prefix: str, kept_since: datetime, limit: int)
     replies = await cluster.write(calls)
     removed = [(place, reply) for place, reply in zip(places, replies, strict=True) if isinstance(reply, list)]
     await cluster.write([call for place, reply in removed for call in _forget(prefix, place, reply)])
-    confirmed(replies)
+    sure(replies)
     return len(found)
