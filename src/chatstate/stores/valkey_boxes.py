@@ -8,6 +8,7 @@ their next message. Where a message is, says a pointer: a key of its own, named 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal
@@ -15,8 +16,8 @@ from typing import Any, Literal
 from msgspec import msgpack
 
 from chatstate.mailbox import InboxEntry, OutboxEntry
-from chatstate.stores.valkey_keys import BUCKETS, bucket_of, bucket_tag, digest, slot_of, time_of, time_text
-from chatstate.stores.valkey_lists import SortedSet
+from chatstate.stores.valkey_keys import bucket_of, bucket_tag, digest, slot_of, time_of, time_text
+from chatstate.stores.valkey_lists import SortedSet, of_all_buckets
 
 Name = Literal["inbox", "outbox"]
 
@@ -77,10 +78,9 @@ class Box:
         return [*self.own(), *(self.of_bucket(part) for part in parts)]
 
 
-def bucket_sets(prefix: str, name: Name, part: str) -> list[SortedSet]:
+def bucket_sets(prefix: str, name: Name, part: str) -> Sequence[SortedSet]:
     """The same sorted set of all buckets."""
-    tags = (bucket_tag("m", bucket) for bucket in range(BUCKETS))
-    return [SortedSet(f"{prefix}{{{tag}}}:{name}:{part}", _bucket_slot(bucket)) for bucket, tag in enumerate(tags)]
+    return of_all_buckets(prefix, "m", f"{name}:{part}")
 
 
 class Pointer:

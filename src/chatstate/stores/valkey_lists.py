@@ -2,17 +2,19 @@
 
 Each node is asked for the first member of each of its sets, some hundreds of sets with one script, so that it never
 stops for long; then those sets alone are asked for more whose first member is among the first so many of all, and
-again those alone that may have more of them. A page
-costs a look into every set, whatever is in them: 16384 for sessions, 256 for all else (docs/explanation/scale.md).
+again those alone that may have more of them. A page costs a look into every set, whatever is in them: 16384 for
+sessions, 256 for all else (docs/explanation/scale.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from chatstate.stores.lua import Script, script
 from chatstate.stores.valkey_cluster import Call, Cluster
+from chatstate.stores.valkey_keys import BUCKETS, Collection, bucket_tag, slot_of, slot_tags
 
 _AT_ONCE = 512
 """How many sets one script looks into."""
@@ -23,10 +25,29 @@ _COUNT = script("count", _FLAGS)
 
 
 class SortedSet(NamedTuple):
-    """One of the sets: its name, and its slot."""
+    """One of the sets: what its name is made of, of which the hash tag has three letters; and its slot."""
 
-    name: str
+    before: str
+    tag: str
+    after: str
     slot: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.before}{self.tag}{self.after}"
+
+
+@cache
+def of_all_slots(prefix: str, name: str) -> tuple[SortedSet, ...]:
+    """The set of this name of each slot."""
+    return tuple(SortedSet(f"{prefix}{{", tag, f"}}:{name}", slot) for slot, tag in enumerate(slot_tags()))
+
+
+@cache
+def of_all_buckets(prefix: str, collection: Collection, name: str) -> tuple[SortedSet, ...]:
+    """The set of this name of each bucket."""
+    tags = (bucket_tag(collection, number) for number in range(BUCKETS))
+    return tuple(SortedSet(f"{prefix}{{", tag, f"}}:{name}", slot_of(tag)) for tag in tags)
 
 
 class Bounds(NamedTuple):
@@ -93,8 +114,7 @@ def _may_have_more(found: Sequence[Member], limit: int, end: bytes, bounds: Boun
 
 async def count_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> int:
     """How many there are."""
-    parts = _parts(cluster, sets)
-    calls = [_over(part, _COUNT, bounds.first, bounds.last) for part in parts]
+    calls = [_over(part, _COUNT, bounds.first, bounds.last) for part in _parts(cluster, sets)]
     return sum(await cluster.read(calls))
 
 
@@ -121,20 +141,44 @@ async def look_into(
     parts = _parts(cluster, sets)
     replies = await cluster.read([_over(part, script, *given) for part in parts])
     return [
-        Member(member, part[place])
+        Member(member, part.sets[place])
         for part, flat in zip(parts, replies, strict=True)
         for place, member in zip(flat[::2], flat[1::2], strict=True)
     ]
 
 
-def _over(sets: Sequence[SortedSet], script: Script, *given: str | bytes | int) -> Call:
-    """A script that looks into all these sets, which are on one node."""
-    return Call(sets[0].slot, ("EVALSHA_RO", script.sha, 0, *given, *(one.name for one in sets)), script)
+class _Part(NamedTuple):
+    """Some of the sets that are on one node, and their tags."""
+
+    sets: Sequence[SortedSet]
+    tags: str
 
 
-def _parts(cluster: Cluster, sets: Sequence[SortedSet]) -> list[list[SortedSet]]:
+def _over(part: _Part, script: Script, *given: str | bytes | int) -> Call:
+    """A script that looks into all these sets. It makes their names: they would be most of what is sent."""
+    first = part.sets[0]
+    words = ("EVALSHA_RO", script.sha, 0, first.before, first.after, part.tags, *given)
+    return Call(first.slot, words, script)
+
+
+_known: dict[int, tuple[object, object, list[_Part]]] = {}
+"""Of those that are of all slots or buckets: the sets, for which nodes they were parted, and the parts."""
+
+_MOST_KNOWN = 100
+
+
+def _parts(cluster: Cluster, sets: Sequence[SortedSet]) -> list[_Part]:
     """The sets of each node, some hundreds at once."""
+    of, nodes, parts = _known.get(id(sets), (None, None, []))
+    if of is sets and nodes is cluster.shards:
+        return parts
     by_node: dict[object, list[SortedSet]] = {}
     for one in sets:
         by_node.setdefault(cluster.owner_of(one.slot), []).append(one)
-    return [some[start : start + _AT_ONCE] for some in by_node.values() for start in range(0, len(some), _AT_ONCE)]
+    pieces = [some[start : start + _AT_ONCE] for some in by_node.values() for start in range(0, len(some), _AT_ONCE)]
+    parts = [_Part(piece, "".join([one.tag for one in piece])) for piece in pieces]
+    if isinstance(sets, tuple):
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[id(sets)] = (sets, cluster.shards, parts)
+    return parts

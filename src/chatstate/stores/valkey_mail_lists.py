@@ -30,8 +30,8 @@ from chatstate.stores.valkey_boxes import (
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_erasing import DROP_POINTER, Erasing
 from chatstate.stores.valkey_finishing import BELOW, box_call, left_text
-from chatstate.stores.valkey_keys import SessionKeys, slot_tags, time_text
-from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members, look_into
+from chatstate.stores.valkey_keys import SessionKeys, time_text
+from chatstate.stores.valkey_lists import Bounds, first_members, look_into, of_all_slots
 from chatstate.stores.valkey_steps import Steps, carry_out
 
 _LIST, _SHOW = script("list_box", "no-writes"), script("show_message", "no-writes")
@@ -168,8 +168,7 @@ async def sweep(cluster: Cluster, prefix: str, now: datetime, retention: Retenti
 
 async def sweep_fences(cluster: Cluster, prefix: str, limit: int) -> None:
     """Erase what was to be erased when somebody was interrupted, of some sessions."""
-    fences = [SortedSet(f"{prefix}{{{tag}}}:fences", slot) for slot, tag in enumerate(slot_tags())]
-    fenced = await first_members(cluster, fences, Bounds(), limit)
+    fenced = await first_members(cluster, of_all_slots(prefix, "fences"), Bounds(), limit)
     mail = Erasing(prefix)
     await carry_out(cluster, [_unfenced(mail, member.decode()) for member in fenced])
 

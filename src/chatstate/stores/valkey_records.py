@@ -21,8 +21,8 @@ from chatstate.record import (
 )
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
-from chatstate.stores.valkey_keys import BUCKETS, Bucket, bucket_of, time_of, time_text
-from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members
+from chatstate.stores.valkey_keys import Bucket, bucket_of, time_of, time_text
+from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members, of_all_buckets
 from chatstate.stores.valkey_sessions import check_text, until
 from chatstate.stores.valkey_steps import Steps, reply_to, sure
 
@@ -52,10 +52,9 @@ def _keys(place: Bucket) -> list[str]:
     return [place.key(name) for name in ("docs", *_INDEXES)]
 
 
-def index_sets(prefix: str, name: str) -> list[SortedSet]:
+def index_sets(prefix: str, name: str) -> Sequence[SortedSet]:
     """The sets of all buckets that name records in this order."""
-    places = (Bucket(prefix, "r", number) for number in range(BUCKETS))
-    return [SortedSet(place.key(name), place.slot) for place in places]
+    return of_all_buckets(prefix, "r", name)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from chatstate.row import (
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
-from chatstate.stores.valkey_lists import ALL, Bounds, count_members, first_members
-from chatstate.stores.valkey_sessions import check_text, forget_call, index_sets, load_call, session_of
+from chatstate.stores.valkey_lists import ALL, Bounds, count_members, first_members, of_all_slots
+from chatstate.stores.valkey_sessions import check_text, forget_call, load_call, session_of
 
 _PUT_SESSION, _PUT_VERSION, _PUT_KEY = script("put_session"), script("put_version"), script("put_key")
 
@@ -55,7 +55,7 @@ async def _ids(cluster: Cluster, prefix: str, name: str, query: RowQuery) -> Asy
     bound = b"[" + str(query.after[0]).encode() if query.after else b"-"
     if query.after and len(query.after) == 1:
         bound = b"(" + str(query.after[0]).encode()
-    while members := await first_members(cluster, index_sets(prefix, name), Bounds(first=bound), _AT_ONCE):
+    while members := await first_members(cluster, of_all_slots(prefix, name), Bounds(first=bound), _AT_ONCE):
         yield [member.decode() for member in members]
         bound = b"(" + members[-1]
 
@@ -153,7 +153,7 @@ async def _count_versions(cluster: Cluster, prefix: str) -> int:
 
 def _counting(name: str) -> Callable[[Cluster, str], Awaitable[int]]:
     async def counted(cluster: Cluster, prefix: str) -> int:
-        return await count_members(cluster, index_sets(prefix, name), ALL)
+        return await count_members(cluster, of_all_slots(prefix, name), ALL)
 
     return counted
 

@@ -43,8 +43,8 @@ from chatstate.model import (
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
-from chatstate.stores.valkey_keys import SessionKeys, slot_tags, time_of, time_text
-from chatstate.stores.valkey_lists import Bounds, SortedSet, all_members, count_members, first_members
+from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
+from chatstate.stores.valkey_lists import Bounds, SortedSet, all_members, count_members, first_members, of_all_slots
 from chatstate.stores.valkey_steps import Steps, reply_to
 
 HEAD = 98
@@ -332,19 +332,15 @@ _AFTER_ALL_IDS = b"\xff"
 """Is behind every id in the order of bytes: it is in no UTF-8 text."""
 
 
-def index_sets(prefix: str, name: str) -> list[SortedSet]:
-    return [SortedSet(f"{prefix}{{{tag}}}:{name}", slot) for slot, tag in enumerate(slot_tags())]
-
-
 async def sessions(cluster: Cluster, prefix: str, query: SessionQuery) -> list[Session] | list[Summary]:
     """The page that the query asks for."""
     by_id = query.order == "id"
     if not by_id and query.prefix:
-        ids = index_sets(prefix, "ids")
+        ids = of_all_slots(prefix, "ids")
         if await count_members(cluster, ids, _bounds_by_id(query.prefix)) <= _FEW:
             return await _sorted_here(cluster, prefix, query, ids)
     found: list[Any] = []
-    sets = index_sets(prefix, "ids" if by_id else "active")
+    sets = of_all_slots(prefix, "ids" if by_id else "active")
     bounds = _bounds_by_id(query.prefix, query) if by_id else _bounds_by_activity(query)
     while len(found) < query.limit:
         members = await first_members(cluster, sets, bounds, query.limit)
@@ -416,7 +412,7 @@ async def sweep_ended(
     cluster: Cluster, prefix: str, now: datetime, retention: Retention, limit: int
 ) -> tuple[int, int]:
     """Remove sessions whose own expiry has come; how many were found, and removed."""
-    found = await first_members(cluster, index_sets(prefix, "ends"), until(now), limit)
+    found = await first_members(cluster, of_all_slots(prefix, "ends"), until(now), limit)
     ids = {member[15:].decode(): member for member in found}
     return len(found), await _removed(cluster, prefix, ids, now, retention)
 
@@ -426,7 +422,7 @@ async def sweep_idle(
 ) -> tuple[list[str], int]:
     """Remove the idle among the next sessions by id; those that were looked at, and how many were removed."""
     bounds = Bounds(first=b"(" + after.encode() if after else b"-")
-    ids = [member.decode() for member in await first_members(cluster, index_sets(prefix, "ids"), bounds, limit)]
+    ids = [member.decode() for member in await first_members(cluster, of_all_slots(prefix, "ids"), bounds, limit)]
     heads = await cluster.read([head_call(prefix, name) for name in ids])
     gone = Gone(now, retention)
     expired = {name: b"" for name, head in zip(ids, heads, strict=True) if head and gone(head)}
@@ -446,7 +442,7 @@ async def _removed(cluster: Cluster, prefix: str, found: dict[str, bytes], now: 
 
 async def sweep_remembered(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int:
     """Forget idempotency keys; how many."""
-    found = await first_members(cluster, index_sets(prefix, "keys"), until(now), limit)
+    found = await first_members(cluster, of_all_slots(prefix, "keys"), until(now), limit)
     calls = []
     for member in found:
         user_session_id, _, field = member[15:].decode().partition("\0")

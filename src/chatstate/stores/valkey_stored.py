@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from chatstate.encryption import SEALED
 from chatstate.model import Rewrite, Rewritten, Shelf, Stored, StoredQuery
-from chatstate.stores import valkey_records, valkey_sessions
+from chatstate.stores import valkey_records
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys
-from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members
+from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members, of_all_slots
 from chatstate.stores.valkey_sessions import check_text
 from chatstate.stores.valkey_steps import Steps, reply_to
 
@@ -105,7 +105,7 @@ async def _pages(
 
 async def _of_sessions(cluster: Cluster, prefix: str, query: StoredQuery) -> AsyncGenerator[Sequence[Place], None]:
     bounds = Bounds(first=b"(" + query.after[0].encode() if query.after else b"-")
-    async for ids in _pages(cluster, valkey_sessions.index_sets(prefix, "ids"), bounds, query.limit):
+    async for ids in _pages(cluster, of_all_slots(prefix, "ids"), bounds, query.limit):
         yield [(name.decode(),) for name in ids]
 
 
@@ -120,7 +120,7 @@ async def _beside_sessions(cluster: Cluster, prefix: str, query: StoredQuery) ->
     """Of what is kept beside sessions. Nothing of it has a text once its session is gone."""
     order, after = _order(query.shelf), query.after
     bounds = Bounds(first=b"[" + after[0].encode() if after else b"-")
-    async for ids in _pages(cluster, valkey_sessions.index_sets(prefix, "ids"), bounds, _MANY):
+    async for ids in _pages(cluster, of_all_slots(prefix, "ids"), bounds, _MANY):
         names = [name.decode() for name in ids]
         keys = [SessionKeys(prefix, name) for name in names]
         calls = [Call(one.slot, ("HKEYS", one.own(_HASHES[query.shelf]))) for one in keys]

@@ -24,8 +24,8 @@ from chatstate.errors import StoreBusy
 from chatstate.model import Within, prefix_end
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
-from chatstate.stores.valkey_keys import BUCKETS, Bucket, bucket_of, digest, slot_of, time_of, time_text
-from chatstate.stores.valkey_lists import Bounds, Member, SortedSet, first_found, first_members
+from chatstate.stores.valkey_keys import Bucket, bucket_of, digest, slot_of, time_of, time_text
+from chatstate.stores.valkey_lists import Bounds, Member, SortedSet, first_found, first_members, of_all_buckets
 from chatstate.stores.valkey_sessions import check_text, until
 from chatstate.stores.valkey_steps import Steps, reply_to, sure
 from chatstate.visit import (
@@ -256,9 +256,8 @@ async def _one(cluster: Cluster, prefix: str, session_id: str, within: Within) -
     return [visit for visit in found if within.covers(visit.user_session_id)]
 
 
-def _sets(prefix: str, name: str) -> list[SortedSet]:
-    places = (Bucket(prefix, "v", number) for number in range(BUCKETS))
-    return [SortedSet(place.key(name), place.slot) for place in places]
+def _sets(prefix: str, name: str) -> Sequence[SortedSet]:
+    return of_all_buckets(prefix, "v", name)
 
 
 def _behind(after: VisitPosition | None) -> bytes:
@@ -270,7 +269,7 @@ async def _of_user_session(cluster: Cluster, prefix: str, user_session_id: str, 
     start = f"{user_session_id}\0".encode()
     last = b"(" + (start + _behind(query.after) if query.after else start[:-1] + b"\1")
     bounds = Bounds(b"[" + start, last, from_the_end=True)
-    members = await first_members(cluster, [SortedSet(place.key("users"), place.slot)], bounds, query.limit)
+    members = await first_members(cluster, [_sets(prefix, "users")[place.number]], bounds, query.limit)
     return await _read(cluster, [(place, member[len(start) + 15 :]) for member in members])
 
 

@@ -1,7 +1,8 @@
 -- How many members these sorted sets have within bounds.
--- ARGV: the bounds, and the names of the sets
+-- ARGV: what names of the sets begin and end with, their hash tags, of three letters each; the bounds
 local count = 0
-for place = 3, #ARGV do
-    count = count + redis.call('ZLEXCOUNT', ARGV[place], ARGV[1], ARGV[2])
+for place = 1, #ARGV[3] / 3 do
+    local name = ARGV[1] .. string.sub(ARGV[3], 3 * place - 2, 3 * place) .. ARGV[2]
+    count = count + redis.call('ZLEXCOUNT', name, ARGV[4], ARGV[5])
 end
 return count

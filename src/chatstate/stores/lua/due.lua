@@ -1,6 +1,7 @@
 -- The first conversations of each of these sorted sets whose next message is due, and of which set each is.
--- ARGV: the time, how many of each, how long an order is, and the names of the sets
-local found, most, width = {}, tonumber(ARGV[2]), tonumber(ARGV[3])
+-- ARGV: what names of the sets begin and end with, their hash tags, of three letters each; the time, how many of each,
+-- how long an order is
+local found, most, width = {}, tonumber(ARGV[5]), tonumber(ARGV[6])
 local PAGE = 200
 
 local function look_into(name, place)
@@ -8,7 +9,7 @@ local function look_into(name, place)
     while true do
         local members = redis.call('ZRANGE', name, after, '+', 'BYLEX', 'LIMIT', 0, PAGE)
         for _, member in ipairs(members) do
-            if before_or_at(string.sub(member, width + 1, width + 15), ARGV[1]) then
+            if before_or_at(string.sub(member, width + 1, width + 15), ARGV[4]) then
                 found[#found + 1] = place
                 found[#found + 1] = member
                 taken = taken + 1
@@ -24,7 +25,7 @@ local function look_into(name, place)
     end
 end
 
-for place = 4, #ARGV do
-    look_into(ARGV[place], place - 4)
+for place = 1, #ARGV[3] / 3 do
+    look_into(ARGV[1] .. string.sub(ARGV[3], 3 * place - 2, 3 * place) .. ARGV[2], place - 1)
 end
 return found
