@@ -96,7 +96,7 @@ async def _memory(url: str) -> float:
     cluster = Cluster(parse_url(url))
     await cluster.open()
     try:
-        told = [await cluster.ask(shard, "INFO", "memory") for shard in cluster.shards]
+        told = [await cluster.ask((shard.host, shard.port), "INFO", "memory") for shard in cluster.shards]
     finally:
         await cluster.close()
     return sum(int(text.partition(b"used_memory_dataset:")[2].partition(b"\r\n")[0]) for text in told) / 1e6

@@ -127,6 +127,7 @@ DRIVERS = {
     "apsw": {"sqlite"},
     "filelock": {"sqlite.py"},
     "asyncpg": {"postgres"},
+    "redis": {"valkey_cluster.py"},
     "uvicorn": {"http", "emulator/"},
     "jsonpatch": {"patches.py"},
     "jwt": {"tokens.py"},

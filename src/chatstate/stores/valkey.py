@@ -34,14 +34,14 @@ from chatstate.row import RowCount, RowQuery
 from chatstate.stores import valkey_mail_lists as mail_lists
 from chatstate.stores import valkey_mailbox as mailbox
 from chatstate.stores import valkey_records as records
-from chatstate.stores import valkey_rows
+from chatstate.stores import valkey_rows, valkey_settings
 from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores import valkey_stored as stored
 from chatstate.stores import valkey_visits as visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.replies import Sealing, Written
-from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
+from chatstate.stores.valkey_cluster import Call, Cluster, Shard, parse_url
 from chatstate.stores.valkey_hints import ValkeyHints
 from chatstate.stores.valkey_keys import slot_of
 from chatstate.stores.valkey_mailbox import Mail
@@ -66,12 +66,20 @@ class ValkeyStore(Store):
     async def open(self) -> None:
         try:
             await self._cluster.open()
+            faults = [] if self._allow_unsafe else await valkey_settings.faults(self._cluster)
         except StoreError as error:
             await self.close()
             raise StoreUnreachable(
                 f"{error.message} Is it running in cluster mode, and does the store URL name the right hosts, ports, "
                 "user and password?"
             ) from error
+        if faults:
+            await self.close()
+            raise StoreUnreachable(
+                "This Valkey Cluster would lose acknowledged writes:\n\n  "
+                + "\n  ".join(faults)
+                + "\n\nChange that (and CONFIG REWRITE), or accept the loss: chatstate serve --allow-unsafe-durability"
+            )
 
     async def close(self) -> None:
         await self._hints.close()
@@ -95,11 +103,13 @@ class ValkeyStore(Store):
         (found,) = await self._cluster.read([Call(slot_of("format"), ("GET", f"{self._prefix}{{format}}"))])
         if found is None:
             raise StoreUnavailable("Nothing of chatstate lies in this cluster yet. Begin with: chatstate migrate")
+        await self._cluster.look()
         shards = self._cluster.shards
-        replicas = min(shard.replicas for shard in shards)
+        told = await self._cluster.ask((shards[0].host, shards[0].port), "INFO", "server")
+        version = told.partition(b"valkey_version:")[2].partition(b"\r\n")[0].decode()
         return StoreStatus(
-            store=f"Valkey Cluster at {self._url.place}, {len(shards)} shards",
-            durability=f"An acknowledged write has been synced to the disks of its primary and of {replicas} replicas.",
+            store=f"Valkey {version}, a cluster of {len(shards)} shards, at {self._url.place}",
+            durability=_durability(shards, self._allow_unsafe),
         )
 
     async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> Mapping[str, Session]:
@@ -192,3 +202,17 @@ def _moves_mail(write: Save | Delete) -> bool:
 
 def _outcome(write: Any, reply: Any) -> Outcome:
     return reply if isinstance(reply, StoreError) else sessions.outcome_of(write, reply)
+
+
+def _durability(shards: Sequence[Shard], allow_unsafe: bool) -> str:
+    least = min(shard.replicas for shard in shards)
+    if not least or allow_unsafe:
+        return "UNSAFE: what is acknowledged may be on the disk of one machine, or of none (--allow-unsafe-durability)."
+    text = (
+        "An acknowledged write has been synced to the disks of its primary and of all replicas of its shard "
+        f"({least} at least)."
+    )
+    away = sum(bool(shard.away) for shard in shards)
+    return (
+        f"{text} Now replicas of {away} shards are away: saves there are refused until they are back." if away else text
+    )

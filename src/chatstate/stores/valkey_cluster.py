@@ -15,10 +15,10 @@ import logging
 import re
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from msgspec import Struct
 from redis.asyncio import Connection, SSLConnection
@@ -80,7 +80,7 @@ def parse_url(url: str) -> ValkeyUrl:
             "The store URL cannot be taken apart: valkey://user:password@host:port,host:port. Special characters in "
             "the user name or password must be written with %: / as %2F, # as %23, ? as %3F, @ as %40, : as %3A."
         )
-    query = dict(parse_qsl(urlsplit(url.replace(",", "%2C")).query))
+    query = dict(parse_qsl(url.partition("?")[2]))
     prefix = query.pop("prefix", "cs:")
     if query or not _PREFIX.fullmatch(prefix):
         raise InvalidSetting("A store URL for Valkey takes ?prefix=, of letters, digits and . _ : - alone.")
@@ -114,13 +114,18 @@ def run_script(script: Script, slot: int, keys: Sequence[str], *given: str | byt
 
 class Shard(Struct, frozen=True):
     """A primary, the slots that it has, and how many replicas it has, by what the cluster knows; of those, `away` have
-    failed."""
+    failed. `nodes`: hosts and ports of all that have not."""
 
     host: str
     port: int
     ranges: tuple[tuple[int, int], ...]
     replicas: int
     away: int
+    nodes: tuple[tuple[str, int], ...] = ()
+
+
+class CommandRefused(StoreUnavailable):
+    """A node does not carry out a command, perhaps because this user may not."""
 
 
 class _Again(Exception):
@@ -190,7 +195,9 @@ class Cluster:
         for shard in shards:
             for first, last in shard.ranges:
                 by_slot[first : last + 1] = [shard] * (last + 1 - first)
-        self.shards, self._by_slot = shards, by_slot
+        self._by_slot = by_slot
+        if shards != self.shards:  # else what was made of them holds
+            self.shards = shards
 
     def _node(self, place: tuple[str, int]) -> _Node:
         if not self._is_open:
@@ -203,18 +210,15 @@ class Cluster:
         """What is equal for slots of one node."""
         return self._by_slot[slot] if self._by_slot else None
 
-    async def ask_all(self, *words: str) -> list[Any]:
-        """The answer of each primary to this command. Raises `StoreUnavailable`."""
-        return [await self.ask(shard, *words) for shard in self.shards]
-
-    async def ask(self, shard: Shard, *words: str) -> Any:
-        """The answer of one primary."""
+    async def ask(self, place: tuple[str, int], *words: str) -> Any:
+        """The answer of this node to a command. Raises `StoreUnavailable`; `CommandRefused` if it answers with an
+        error."""
         try:
-            (reply,) = await self._node((shard.host, shard.port)).run([words])
+            (reply,) = await self._node(place).run([words])
         except (RedisError, OSError, _NotSent) as error:
-            raise StoreUnavailable(f"Valkey at {shard.host}:{shard.port} does not answer: {error}") from error
+            raise StoreUnavailable(f"Valkey at {place[0]}:{place[1]} does not answer: {error}") from error
         if isinstance(reply, Exception):
-            raise reply
+            raise CommandRefused(_said(reply)) from reply
         return reply
 
     @asynccontextmanager
@@ -370,15 +374,21 @@ def _shards(reply: Any, asked: str) -> list[Shard]:
         primaries = [node for node in nodes if node[b"role"] == b"master" and node[b"health"] == b"online"]
         if not slots or not primaries:
             continue
-        name = primaries[0].get(b"endpoint") or primaries[0][b"ip"]
-        host = name.decode() if name not in (b"", b"?", None) else asked
-        port = primaries[0].get(b"port") or primaries[0][b"tls-port"]
+        host, port = _place_of(primaries[0], asked)
         replicas = [node[b"health"] for node in nodes if node[b"role"] != b"master"]
         ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
-        shards.append(Shard(host, port, ranges, len(replicas), replicas.count(b"fail")))
+        alive = tuple(_place_of(node, asked) for node in nodes if node[b"health"] != b"fail")
+        shards.append(Shard(host, port, ranges, len(replicas), replicas.count(b"fail"), alive))
     if not shards:
         raise StoreUnavailable("No node of the Valkey Cluster has any slots yet.")
     return shards
+
+
+def _place_of(node: Mapping[bytes, Any], asked: str) -> tuple[str, int]:
+    """Its host and port. One that does not know its address is where it was asked."""
+    name = node.get(b"endpoint") or node[b"ip"]
+    host = name.decode() if name not in (b"", b"?", None) else asked
+    return host, node.get(b"port") or node[b"tls-port"]
 
 
 def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:
