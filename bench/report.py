@@ -13,7 +13,7 @@ WIDTH = 110
 
 def report(results: Results) -> str:
     """Everything that a person wants to read."""
-    parts = [_head, _ratios, _peers, _costs, _limits, _growth, _tuning]
+    parts = [_head, _ratios, _peers, _costs, _limits, _growth, _scale, _tuning]
     parts += [_turns, _access, _lists, _half_open, _left_out]
     return "\n".join(line.rstrip() for part in parts for line in part(results)) + "\n"
 
@@ -92,7 +92,16 @@ def _rounded(number: float) -> str:
 
 
 def _growth(results: Results) -> Iterator[str]:
-    cases = list(dict.fromkeys(row.case for row in results.rows if row.part == "growth"))
+    yield from _by_case(results, "growth", "Growth")
+
+
+def _scale(results: Results) -> Iterator[str]:
+    yield from _by_case(results, "scale", "More servers, more shards")
+    yield from _comparisons(results, "scale", f"The same: {_SHARES}", _COMPARED, ("p99 ms", "p99"))
+
+
+def _by_case(results: Results, part: str, title: str) -> Iterator[str]:
+    cases = list(dict.fromkeys(row.case for row in results.rows if row.part == part))
     lines = []
     for case in cases:
         for index, system in enumerate(results.systems(case)):
@@ -101,7 +110,7 @@ def _growth(results: Results) -> Iterator[str]:
                 row = results.find(case, system, mix)
                 cells += [_rate(row), _number(row, "p99")]
             lines.append((case if not index else "", system, *cells))
-    yield from _table("Growth", ("", "", "saves/s", "p99 ms", "loads/s", "p99 ms"), lines, left=2)
+    yield from _table(title, ("", "", "saves/s", "p99 ms", "loads/s", "p99 ms"), lines, left=2)
 
 
 def _tuning(results: Results) -> Iterator[str]:

@@ -36,7 +36,7 @@ class ChatStateOnValkey(ChatStateServer):
     def __init__(self, shards: int, workers: int = 1) -> None:
         several = f", {workers} workers" if workers > 1 else ""
         name = f"chatstate, Valkey, {shards} shard{'s' * (shards > 1)}{several}"
-        super().__init__(name, "--workers", str(workers))
+        super().__init__(name, "--workers", str(workers), *(() if shards >= 3 else ("--allow-unsafe-durability",)))
         self._shards = shards
 
     @contextmanager
