@@ -30,7 +30,7 @@ from chatstate.model import (
     Write,
 )
 from chatstate.record import RecordQuery, RecordWrite
-from chatstate.row import RowCount, RowQuery
+from chatstate.row import RowCount, RowQuery, RowWrite
 from chatstate.stores import valkey_mail_lists as mail_lists
 from chatstate.stores import valkey_mailbox as mailbox
 from chatstate.stores import valkey_records as records
@@ -119,6 +119,8 @@ class ValkeyStore(Store):
         return await self._hints.after(writes, self._committed(writes, retention))
 
     async def _committed(self, writes: Sequence[AnyWrite], retention: Retention) -> list[Outcome]:
+        if all(isinstance(write, RowWrite) for write in writes):
+            return await valkey_rows.apply_rows(self._cluster, self._prefix, writes)  # type: ignore[arg-type]
         if all(isinstance(write, Write) and not _moves_mail(write) for write in writes):
             calls = [sessions.write_call(self._prefix, write, retention) for write in writes]  # type: ignore[arg-type]
             replies = await self._cluster.write(calls)
@@ -134,7 +136,12 @@ class ValkeyStore(Store):
             return self._mail.steps(write, place)
         if isinstance(write, Write):
             return self._session_steps(write, retention)
-        carried_out: dict[Any, Any] = {RecordWrite: records.write, VisitWrite: visits.write, Rewrite: stored.rewrite}
+        carried_out: dict[Any, Any] = {
+            RecordWrite: records.write,
+            VisitWrite: visits.write,
+            Rewrite: stored.rewrite,
+            RowWrite: valkey_rows.write_steps,
+        }
         steps: Steps[Outcome] = next(
             carry(self._prefix, write) for kind, carry in carried_out.items() if isinstance(write, kind)
         )

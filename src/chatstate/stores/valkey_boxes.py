@@ -2,8 +2,8 @@
 
 All of a conversation lies in one of 256 buckets, by its name (`chatstate.stores.valkey_keys`): what is known of its
 messages and what they say, each a hash by key, and their order, a sorted set of texts: a letter for the status, the
-order, the key. Each bucket has sorted sets of all its messages, by status and by age, and of its conversations by
-their next message. Where a message is, says a pointer: a key of its own, named by the hash of the message's key.
+order, the key. Each bucket has sorted sets of all its messages, by status, by age and by key, and of its conversations
+by their next message. Where a message is, says a pointer: a key of its own, named by the hash of the message's key.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Box:
 
     def all(self) -> list[str]:
         """As `lua/box.lua` wants them."""
-        parts = ("status", "age", "heads", "head", "arrived", "asked")
+        parts = ("status", "age", "heads", "head", "arrived", "asked", "names")
         return [*self.own(), *(self.of_bucket(part) for part in parts)]
 
 
@@ -91,13 +91,19 @@ class Pointer:
     def __init__(self, prefix: str, kind: Literal["in", "out", "sent"], key: str) -> None:
         tag = digest(key)
         self.slot = slot_of(tag)
-        self.key = f"{prefix}{{{tag}}}:{kind}"
+        self.key = f"{prefix}{{{tag}}}:at:{kind}"  # a session may be called as a message is
         self.asked = f"{prefix}{{{tag}}}:asked"
 
 
 def number_text(time: datetime, place: int) -> str:
     """What stands for the number of a message, in the same order."""
     return f"{time_text(time)}{place % 1000:03x}"
+
+
+def order_text(number: int) -> str:
+    """The same of a number that another store has given."""
+    since, place = divmod(number, 1000)
+    return f"{time_text(_EPOCH + since * _MICROSECOND)}{place:03x}"
 
 
 def _number_of(text: str) -> int:

@@ -90,13 +90,13 @@ class Erasing(Finishing):
             if not busy:
                 return erased
             for key, kept in zip(busy[::2], busy[1::2], strict=True):
-                claim = yield from self._released(conversation, key.decode(), known_of(kept), fence)
+                claim = yield from self.released(conversation, key.decode(), known_of(kept), fence)
                 if claim:
                     released[key.decode()] = claim
         raise StoreBusy("Others are at work on these messages all the time.")
 
-    def _released(
-        self, conversation: str, key: str, known: dict[str, Any], fence: tuple[str, str]
+    def released(
+        self, conversation: str, key: str, known: dict[str, Any], fence: tuple[str, str] | None = None
     ) -> Steps[tuple[str, int] | None]:
         """Finish a message whose end is decided, or have its claim void: that claim then."""
         if decided := known.get("decided"):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from msgspec.structs import asdict
+
 from chatstate.record import (
     PutRecord,
     Record,
@@ -19,6 +21,7 @@ from chatstate.record import (
     RecordQuery,
     RecordWrite,
 )
+from chatstate.row import RecordRow
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import Bucket, bucket_of, time_of, time_text
@@ -80,6 +83,23 @@ def write(prefix: str, write: RecordWrite) -> Steps[Any]:
     if isinstance(write, PutRecord):
         return Record(write.collection, write.key, write.document, version, write.now, write.expires_at)
     return RecordDropped(version)
+
+
+def put_row(prefix: str, row: RecordRow) -> Steps[bool]:
+    """Put a record there as it is."""
+    ends = _NO_TIME if row.expires_at is None else time_text(row.expires_at)
+    place = bucket(prefix, name_of(row.collection, row.key))
+    given = (row.collection, row.key, time_text(row.changed_at), "", ends, row.document, row.version)
+    done, _ = yield from reply_to(run_script(_PUT, place.slot, _keys(place), "put", *given))
+    return bool(done)
+
+
+def drop_row(prefix: str, collection: str, key: str) -> Steps[bool]:
+    """Remove a record, expired or not; whether it was there."""
+    place = bucket(prefix, name_of(collection, key))
+    given = (collection, key, "", "", _NO_TIME, "")
+    done, _ = yield from reply_to(run_script(_DROP, place.slot, _keys(place), "drop", *given))
+    return bool(done)
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -158,6 +178,12 @@ def _is_wanted(row: Record, query: RecordQuery) -> bool:
     if query.changed_since and row.changed_at < query.changed_since:
         return False
     return row.expires_at is None or row.expires_at > query.now
+
+
+async def rows(cluster: Cluster, prefix: str, names: Sequence[bytes]) -> list[RecordRow]:
+    """Those of these records that are there, in order, expired or not."""
+    found = zip(names, await texts(cluster, prefix, names), strict=True)
+    return [RecordRow(**asdict(_record(name, text))) for name, text in found if text]
 
 
 # --- Sweeping ---------------------------------------------------------------------------------------------------------

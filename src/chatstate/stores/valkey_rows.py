@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from msgspec import msgpack
+from msgspec.structs import asdict
 
 from chatstate.errors import StoreError
 from chatstate.row import (
     AnyRow,
     DropRow,
+    Place,
+    PutRow,
     RememberedRow,
     RowChanged,
     RowCount,
@@ -20,12 +23,19 @@ from chatstate.row import (
     RowWrite,
     SessionRow,
     VersionRow,
+    shelf_of,
 )
+from chatstate.stores import valkey_mail_rows as mail
+from chatstate.stores import valkey_records as records
+from chatstate.stores import valkey_visits as visits
+from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
+from chatstate.stores.valkey_boxes import Name, bucket_sets
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
-from chatstate.stores.valkey_lists import ALL, Bounds, count_members, first_members, of_all_slots
+from chatstate.stores.valkey_lists import ALL, Bounds, SortedSet, count_members, first_members, of_all_slots
 from chatstate.stores.valkey_sessions import check_text, forget_call, load_call, session_of
+from chatstate.stores.valkey_steps import Steps, carry_out, reply_to
 
 _PUT_SESSION, _PUT_VERSION, _PUT_KEY = script("put_session"), script("put_version"), script("put_key")
 
@@ -52,11 +62,22 @@ async def rows(cluster: Cluster, prefix: str, query: RowQuery) -> list[AnyRow]:
 
 async def _ids(cluster: Cluster, prefix: str, name: str, query: RowQuery) -> AsyncIterator[list[str]]:
     """Ids from one of the sets, some at a time, from that of the place on: of it there may be more."""
-    bound = b"[" + str(query.after[0]).encode() if query.after else b"-"
-    if query.after and len(query.after) == 1:
-        bound = b"(" + str(query.after[0]).encode()
-    while members := await first_members(cluster, of_all_slots(prefix, name), Bounds(first=bound), _AT_ONCE):
+    bound = b"-"
+    if query.after:
+        bound = (b"(" if len(query.after) == 1 else b"[") + str(query.after[0]).encode()
+    async for members in _members(cluster, of_all_slots(prefix, name), bound, query.limit):
         yield [member.decode() for member in members]
+
+
+async def _members(cluster: Cluster, sets: Sequence[SortedSet], bound: bytes, limit: int) -> AsyncIterator[list[bytes]]:
+    """Members of these sets, in order, some at a time, though more are looked up at once: that asks every set."""
+    limit = max(limit, _AT_ONCE)
+    while True:
+        members = await first_members(cluster, sets, Bounds(first=bound), limit)
+        for start in range(0, len(members), _AT_ONCE):
+            yield members[start : start + _AT_ONCE]
+        if len(members) < limit:
+            return
         bound = b"(" + members[-1]
 
 
@@ -138,6 +159,30 @@ def _remembered_row(user_session_id: str, field: bytes, packed: bytes) -> Rememb
     )
 
 
+async def _visits(cluster: Cluster, prefix: str, query: RowQuery) -> AsyncIterator[AnyRow]:
+    after = str(query.after[0]) if query.after else None
+    async for page in visits.rows(cluster, prefix, after, max(query.limit, _AT_ONCE)):
+        for row in page:
+            yield row
+
+
+async def _records(cluster: Cluster, prefix: str, query: RowQuery) -> AsyncIterator[AnyRow]:
+    collection, key = (*map(str, query.after), "", "")[:2]
+    bound = b"(" + records.name_of(collection, key) if query.after else b"-"
+    async for names in _members(cluster, records.index_sets(prefix, "keys"), bound, query.limit):
+        for row in await records.rows(cluster, prefix, names):
+            yield row
+
+
+async def _messages(cluster: Cluster, prefix: str, query: RowQuery) -> AsyncIterator[AnyRow]:
+    name: Name = "inbox" if query.shelf == "inbox" else "outbox"
+    after = str(query.after[0]) if query.after else None
+    async for places in mail.places(cluster, prefix, name, after, max(query.limit, _AT_ONCE)):
+        for start in range(0, len(places), _AT_ONCE):
+            for row in await mail.rows(cluster, prefix, name, places[start : start + _AT_ONCE]):
+                yield row
+
+
 async def count(cluster: Cluster, prefix: str, query: RowCount) -> list[int]:
     """How many rows are on the shelf, about."""
     return [await _COUNTED[query.shelf](cluster, prefix)]
@@ -151,9 +196,9 @@ async def _count_versions(cluster: Cluster, prefix: str) -> int:
     return total
 
 
-def _counting(name: str) -> Callable[[Cluster, str], Awaitable[int]]:
+def _counting(sets: Callable[[str], Sequence[SortedSet]]) -> Callable[[Cluster, str], Awaitable[int]]:
     async def counted(cluster: Cluster, prefix: str) -> int:
-        return await count_members(cluster, of_all_slots(prefix, name), ALL)
+        return await count_members(cluster, sets(prefix), ALL)
 
     return counted
 
@@ -162,37 +207,77 @@ _LISTED: dict[RowShelf, Callable[[Cluster, str, RowQuery], AsyncIterator[AnyRow]
     "sessions": _sessions,
     "versions": _versions,
     "remembered": _remembered,
+    "visits": _visits,
+    "records": _records,
+    "inbox": _messages,
+    "outbox": _messages,
 }
 
 _COUNTED: dict[RowShelf, Callable[[Cluster, str], Awaitable[int]]] = {
-    "sessions": _counting("ids"),
+    "sessions": _counting(lambda prefix: of_all_slots(prefix, "ids")),
     "versions": _count_versions,
-    "remembered": _counting("keys"),
+    "remembered": _counting(lambda prefix: of_all_slots(prefix, "keys")),
+    "visits": _counting(visits.row_sets),
+    "records": _counting(lambda prefix: records.index_sets(prefix, "keys")),
+    "inbox": _counting(lambda prefix: bucket_sets(prefix, "inbox", "names")),
+    "outbox": _counting(lambda prefix: bucket_sets(prefix, "outbox", "names")),
 }
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-async def apply_rows(cluster: Cluster, prefix: str, writes: Sequence[RowWrite]) -> list[RowChanged | StoreError]:
-    """Carry out writes, an outcome for each, in order: what goes where a session is comes after that session."""
-    outcomes: dict[int, RowChanged | StoreError] = {}
-    for kinds in (("sessions",), ("versions",), ("remembered",)):
-        chosen = [(place, write) for place, write in enumerate(writes) if _shelf(write) in kinds]
-        replies = await cluster.write([_call(prefix, write) for _, write in chosen])
-        for (place, _), reply in zip(chosen, replies, strict=True):
-            outcomes[place] = reply if isinstance(reply, StoreError) else RowChanged(bool(reply))
-    return [outcomes[place] for place in range(len(writes))]
+async def apply_rows(cluster: Cluster, prefix: str, writes: Sequence[RowWrite]) -> list[Outcome]:
+    """Carry out writes, an outcome for each, in order: those of one shelf that stand together go side by side.
+
+    Raises as `commit` does: then nothing has happened.
+    """
+    steps = [write_steps(prefix, write) for write in writes]
+    outcomes: list[Outcome] = []
+    for start, end in _together(writes):
+        try:
+            outcomes += await carry_out(cluster, steps[start:end])
+        except StoreError as error:
+            if not start:
+                raise
+            outcomes += [error] * (end - start)
+    return outcomes
+
+
+def _together(writes: Sequence[RowWrite]) -> Iterator[tuple[int, int]]:
+    """Which writes go side by side: of one shelf, and of a place one alone."""
+    start, seen = 0, set[Place]()
+    for number, write in enumerate(writes):
+        place = _place(write)
+        if number and (_shelf(write) != _shelf(writes[number - 1]) or place in seen):
+            yield start, number
+            start, seen = number, set()
+        seen.add(place)
+    if writes:
+        yield start, len(writes)
+
+
+def write_steps(prefix: str, write: RowWrite) -> Steps[Outcome]:
+    """What carries out one write. Raises `WriteRefused` for what no store can keep."""
+    shelf = _shelf(write)
+    if isinstance(write, PutRow):
+        for value in asdict(write.row).values():
+            if isinstance(value, str):
+                check_text(value)
+        return _changed(_PUT[shelf](prefix, write.row))
+    return _changed(_DROPPED[shelf](prefix, *write.place))
+
+
+def _changed(what: Call | Steps[bool]) -> Steps[Outcome]:
+    return RowChanged(bool((yield from (reply_to(what) if isinstance(what, Call) else what))))
 
 
 def _shelf(write: RowWrite) -> RowShelf:
-    return write.shelf if isinstance(write, DropRow) else write.row.__struct_config__.tag  # type: ignore[return-value]
+    return write.shelf if isinstance(write, DropRow) else shelf_of(write.row)
 
 
-def _call(prefix: str, write: RowWrite) -> Call:
-    if isinstance(write, DropRow):
-        return _DROPPED[write.shelf](prefix, *write.place)
-    return _PUT[_shelf(write)](prefix, write.row)
+def _place(write: RowWrite) -> Place:
+    return write.place if isinstance(write, DropRow) else write.row.place
 
 
 def _session_call(prefix: str, user_session_id: str, puts: bool, *given: str | bytes) -> Call:
@@ -202,7 +287,6 @@ def _session_call(prefix: str, user_session_id: str, puts: bool, *given: str | b
 
 
 def _put_session(prefix: str, row: SessionRow) -> Call:
-    check_text(row.chat_state)
     members = {
         "version": row.version,
         "updated": time_text(row.updated_at),
@@ -225,13 +309,11 @@ def _version_call(prefix: str, user_session_id: str, version: int, session_id: s
 
 
 def _put_version(prefix: str, row: VersionRow) -> Call:
-    check_text(row.chat_state)
     packed = msgpack.encode((row.session_id, time_text(row.last_activity), time_text(row.saved_at), row.chat_state))
     return _version_call(prefix, row.user_session_id, row.version, row.session_id, packed)
 
 
 def _put_remembered(prefix: str, row: RememberedRow) -> Call:
-    check_text(row.chat_state or "")
     members: dict[str, Any] = {
         "digest": row.digest.hex(),
         "forget": time_text(row.forget_at),
@@ -252,14 +334,22 @@ def _put_remembered(prefix: str, row: RememberedRow) -> Call:
     return run_script(_PUT_KEY, keys.slot, names, row.user_session_id, field, msgpack.encode(members))
 
 
-_PUT: dict[RowShelf, Callable[[str, Any], Call]] = {
+_PUT: dict[RowShelf, Callable[[str, Any], Call | Steps[bool]]] = {
     "sessions": _put_session,
     "versions": _put_version,
     "remembered": _put_remembered,
+    "visits": visits.put_row,
+    "records": records.put_row,
+    "inbox": mail.put,
+    "outbox": mail.put,
 }
 
-_DROPPED: dict[RowShelf, Callable[..., Call]] = {
+_DROPPED: dict[RowShelf, Callable[..., Call | Steps[bool]]] = {
     "sessions": lambda prefix, name: _session_call(prefix, name, False),
     "versions": _version_call,
     "remembered": lambda prefix, name, caller, key: forget_call(prefix, name, f"{key}\0{caller}"),
+    "visits": visits.drop_row,
+    "records": records.drop_row,
+    "inbox": lambda prefix, key: mail.drop(prefix, "inbox", key),
+    "outbox": lambda prefix, key: mail.drop(prefix, "outbox", key),
 }

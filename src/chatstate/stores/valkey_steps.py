@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from chatstate.errors import OutcomeUnknown, StoreError, StoreUnavailable, WriteRefused
-from chatstate.stores.base import Outcome
 from chatstate.stores.valkey_cluster import Call, Cluster
 
 Result = TypeVar("Result")
@@ -19,13 +18,13 @@ Steps = Generator[Sequence[Call], list[Any], Result]
 """What it is sent in the place of a reply that there is not is a `StoreError`. What it raises is its outcome."""
 
 
-async def carry_out(cluster: Cluster, writes: Sequence[Steps[Outcome]]) -> list[Outcome]:
+async def carry_out(cluster: Cluster, writes: Sequence[Steps[Result]]) -> list[Result | StoreError]:
     """What each of the writes comes to, in order; an error of the store in the place of one that has raised it.
 
     Raises `WriteRefused` if one does before its first step, and whatever the first step of all raises: then nothing has
     happened.
     """
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, Result | StoreError] = {}
     asked: dict[int, Sequence[Call]] = {}
 
     def advance(place: int, go_on: Callable[[], Sequence[Call]]) -> None:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from chatstate.encryption import SEALED
 from chatstate.model import Rewrite, Rewritten, Shelf, Stored, StoredQuery
-from chatstate.stores import valkey_records
+from chatstate.stores import valkey_mail_rows, valkey_records
 from chatstate.stores.lua import script
+from chatstate.stores.valkey_boxes import Box, Name
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys
 from chatstate.stores.valkey_lists import Bounds, SortedSet, first_members, of_all_slots
@@ -23,6 +24,8 @@ _LOOK, _REWRITE = script("stored", "no-writes"), script("rewrite")
 
 _HASHES = {"sessions": "s", "versions": "v", "remembered": "r"}
 """How the keys are named; that of sessions is no hash."""
+
+_MAIL: dict[Shelf, Name] = {"inbox": "inbox", "outbox": "outbox"}
 
 _MANY = 500
 """How many sessions are looked at in one step for what lies beside them."""
@@ -41,6 +44,9 @@ class _Lying(NamedTuple):
 
 def _lying(prefix: str, shelf: Shelf, place: Place) -> _Lying:
     first, second, third = (*place, "", "", "")[:3]
+    if shelf in _MAIL:
+        box = Box(prefix, _MAIL[shelf], second)  # the conversation, which stands behind the place here
+        return _Lying(box.slot, box.own()[1], first)
     if shelf == "records":
         name = valkey_records.name_of(first, second)
         bucket = valkey_records.bucket(prefix, name)
@@ -53,7 +59,13 @@ def _lying(prefix: str, shelf: Shelf, place: Place) -> _Lying:
 def rewrite(prefix: str, write: Rewrite) -> Steps[Any]:
     """Carry out one write. Raises `WriteRefused` for what no store can keep."""
     check_text(write.replaced_by)
-    slot, key, field = _lying(prefix, write.shelf, write.place)
+    place = write.place
+    if write.shelf in _MAIL:
+        conversation = yield from valkey_mail_rows.find(prefix, _MAIL[write.shelf], place[0])
+        if conversation is None:
+            return Rewritten(False)
+        place = (*place, conversation)
+    slot, key, field = _lying(prefix, write.shelf, place)
     call = run_script(_REWRITE, slot, [key], write.shelf, field, write.text, write.replaced_by)
     return Rewritten(bool((yield from reply_to(call))))
 
@@ -84,7 +96,8 @@ async def _read(cluster: Cluster, prefix: str, query: StoredQuery, places: Seque
         words = ("EVALSHA_RO", _LOOK.sha, 1, key, query.shelf, query.head, SEALED, field)
         calls.append(Call(slot, words, _LOOK))
     replies = zip(places, await cluster.read(calls), strict=True)
-    return [_stored(query.shelf, place, *reply) for place, reply in replies if reply]
+    named = 1 if query.shelf in _MAIL else None  # without the conversation
+    return [_stored(query.shelf, place[:named], *reply) for place, reply in replies if reply]
 
 
 def _stored(shelf: Shelf, place: Place, is_right: int, text: bytes = b"") -> Stored:
@@ -116,6 +129,15 @@ async def _of_records(cluster: Cluster, prefix: str, query: StoredQuery) -> Asyn
         yield [tuple(name.decode().split("\0", 1)) for name in names]
 
 
+async def _of_mail(cluster: Cluster, prefix: str, query: StoredQuery) -> AsyncGenerator[Sequence[Place], None]:
+    """With the conversation of each. What is decided, and not done, has texts elsewhere: it is done before."""
+    after = query.after[0] if query.after else None
+    async for found in valkey_mail_rows.places(cluster, prefix, _MAIL[query.shelf], after, query.limit):
+        if query.shelf == "inbox":
+            await valkey_mail_rows.settled(cluster, prefix, found)
+        yield found
+
+
 async def _beside_sessions(cluster: Cluster, prefix: str, query: StoredQuery) -> AsyncGenerator[Sequence[Place], None]:
     """Of what is kept beside sessions. Nothing of it has a text once its session is gone."""
     order, after = _order(query.shelf), query.after
@@ -145,5 +167,7 @@ _PLACES: dict[Shelf, Callable[[Cluster, str, StoredQuery], AsyncGenerator[Sequen
     "versions": _beside_sessions,
     "remembered": _beside_sessions,
     "records": _of_records,
+    "inbox": _of_mail,
+    "outbox": _of_mail,
 }
 """All places of a shelf behind the one that the query names, some at a time, in order."""

@@ -13,7 +13,7 @@ then takes the pointer away.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from msgspec.structs import asdict
 
 from chatstate.errors import StoreBusy
 from chatstate.model import Within, prefix_end
+from chatstate.row import VisitRow
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import Bucket, bucket_of, digest, slot_of, time_of, time_text
@@ -100,8 +101,8 @@ def _bucket(prefix: str, user_session_id: str) -> Bucket:
 
 
 def _run(place: Bucket, verb: str, *given: str | bytes | int) -> Call:
-    keys = [place.key(name) for name in ("docs", "starts", "users", "people", "created", "void:")]
-    return run_script(_REMOVE if verb in ("erase", "sweep") else _WRITE, place.slot, keys, verb, *given)
+    keys = [place.key(name) for name in ("docs", "starts", "users", "people", "created", "void:", "ids")]
+    return run_script(_REMOVE if verb in ("erase", "sweep", "drop") else _WRITE, place.slot, keys, verb, *given)
 
 
 # --- Pointers ---------------------------------------------------------------------------------------------------------
@@ -226,6 +227,40 @@ def _kept(members: dict[str, Any]) -> dict[str, Any]:
     return {name: time_text(value) if isinstance(value, datetime) else value for name, value in members.items()}
 
 
+def put_row(prefix: str, row: VisitRow) -> Steps[bool]:
+    """Put a visit there as it is. One of this id that lies in another bucket is removed before."""
+    members = _kept(asdict(row))
+    session_id = members.pop("session_id")
+    here = _bucket(prefix, row.user_session_id)
+    expected, wanted = "", _pointing(1, here)
+    for _ in range(_TRIES):
+        pointer = yield from reply_to(_point(prefix, session_id, expected, wanted))
+        if not pointer:
+            expected, wanted = "", _pointing(1, here)
+            continue
+        number, there = _read_pointer(prefix, pointer)
+        if there.number == here.number:
+            reply = yield from reply_to(_run(here, "put", session_id, msgpack.encode(_Kept(number=number, **members))))
+            if reply == b"made":
+                return True
+            number = reply
+        else:
+            yield from reply_to(_run(there, "drop", session_id, number))
+        expected, wanted = pointer.decode(), _pointing(number + 1, here)
+    raise StoreBusy()
+
+
+def drop_row(prefix: str, session_id: str) -> Steps[bool]:
+    """Remove a visit; whether it was there."""
+    pointer = yield from reply_to(_look(prefix, session_id))
+    if pointer is None:
+        return False
+    number, place = _read_pointer(prefix, pointer)
+    removed = yield from reply_to(_run(place, "drop", session_id, number))
+    yield from reply_to(_point(prefix, session_id, pointer.decode(), ""))
+    return bool(removed)
+
+
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +369,33 @@ async def user_sessions(cluster: Cluster, prefix: str, query: UserSessionQuery) 
 def _past(person: str, user_session_id: str) -> bytes:
     """Where members of this person and user session have ended."""
     return f"[{person}{user_session_id}\1".encode()
+
+
+async def rows(cluster: Cluster, prefix: str, after: str | None, limit: int) -> AsyncIterator[list[VisitRow]]:
+    """Whole rows in the order of their ids, from behind one, at most so many at a time."""
+    sets = row_sets(prefix)
+    numbers = {one: number for number, one in enumerate(sets)}
+    bounds = Bounds() if after is None else Bounds(first=b"(" + after.encode())
+    while found := await first_found(cluster, sets, bounds, limit):
+        places = [(Bucket(prefix, "v", numbers[one.of]), one.text) for one in found]
+        texts = await cluster.read([Call(place.slot, ("HGET", place.key("docs"), name)) for place, name in places])
+        yield [_row(name.decode(), text) for (_, name), text in zip(places, texts, strict=True) if text]
+        if len(found) < limit:
+            return
+        bounds = Bounds(first=b"(" + found[-1].text)
+
+
+def row_sets(prefix: str) -> Sequence[SortedSet]:
+    """The sets of all buckets that name visits by id."""
+    return _sets(prefix, "ids")
+
+
+def _row(session_id: str, text: bytes) -> VisitRow:
+    kept = asdict(_DECODER.decode(text))
+    del kept["number"]
+    for name in ("session_start_time", "session_end_time", "created_at"):
+        kept[name] = None if kept[name] is None else time_of(kept[name])
+    return VisitRow(session_id=session_id, **kept)
 
 
 # --- Sweeping ---------------------------------------------------------------------------------------------------------

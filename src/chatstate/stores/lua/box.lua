@@ -1,10 +1,10 @@
 -- A box is the inbox or the outbox of one conversation, with what lists the messages of its bucket.
 -- KEYS: of the conversation: what is known of its messages (MessagePack by key), what they say (by key), their order; of
--- the bucket: by status, by age, conversations by their next message, that by conversation, how many have arrived, and
--- what is written when nothing else is
+-- the bucket: by status, by age, conversations by their next message, that by conversation, how many have arrived,
+-- what is written when nothing else is, and by key
 -- ARGV: what is asked for (MessagePack), and what a message says
-local META, TEXT, ORDER, STATUS, AGE, HEADS, HEAD, COUNT, ASKED =
-    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local META, TEXT, ORDER, STATUS, AGE, HEADS, HEAD, COUNT, ASKED, NAMES =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local given = cmsgpack.unpack(ARGV[1])
 
 -- A message that was erased before it was put into the outbox has no letter: it is known, and in no list.
@@ -47,8 +47,28 @@ local function enlist(key, entry)
     if letter then
         redis.call('ZADD', ORDER, 0, letter .. entry.order .. key)
         redis.call('ZADD', STATUS, 0, letter .. entry.order .. whole)
+        redis.call('ZADD', NAMES, 0, whole)
+    else
+        redis.call('ZREM', NAMES, whole)
     end
     redis.call('ZADD', AGE, 0, age_of(entry) .. whole)
+end
+
+local function forget(key, entry)
+    unlist(key, entry)
+    redis.call('HDEL', META, key)
+    redis.call('HDEL', TEXT, key)
+    redis.call('ZREM', NAMES, key .. '\0' .. given.conversation)
+end
+
+-- Whether the message may be taken in by a session, or has come to its end without being done: unless it is free of that
+-- claim (`released`).
+local function is_claimed(entry)
+    if entry.decided then
+        return true
+    end
+    local released = given.released
+    return entry.session and not (released and released[1] == entry.session and released[2] == entry.number)
 end
 
 -- Have the conversation stand where its next message has it stand: by its order, with when it is due.

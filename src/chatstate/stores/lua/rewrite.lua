@@ -18,6 +18,11 @@ if shelf == 'sessions' or shelf == 'records' then
         return 0
     end
     kept = string.sub(kept, 1, size) .. other
+elseif shelf == 'inbox' or shelf == 'outbox' then
+    if kept ~= text then
+        return 0
+    end
+    kept = other
 else
     local place = shelf == 'versions' and 4 or 'state'
     local known = cmsgpack.unpack(kept)

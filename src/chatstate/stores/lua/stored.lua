@@ -15,6 +15,10 @@ local TEXTS = {
         return string.sub(kept, 47)
     end,
 }
+TEXTS.inbox = function(kept)
+    return kept
+end
+TEXTS.outbox = TEXTS.inbox
 local text_in, head, sealed = TEXTS[ARGV[1]], ARGV[2], ARGV[3]
 
 local function begins(text, start)
@@ -28,7 +32,7 @@ else
     kept = redis.call('HGET', KEYS[1], ARGV[4])
 end
 local text = kept and text_in(kept)
-if not text then
+if not text or text == '' and (ARGV[1] == 'inbox' or ARGV[1] == 'outbox') then
     return false
 elseif head == '' and not begins(text, sealed) or head ~= '' and begins(text, head) then
     return { 1 }

@@ -3,8 +3,6 @@ local entry = entry_of(given.key)
 if not entry or age_of(entry) ~= given.age then
     return 0
 end
-unlist(given.key, entry)
-redis.call('HDEL', META, given.key)
-redis.call('HDEL', TEXT, given.key)
+forget(given.key, entry)
 show_head()
 return 1

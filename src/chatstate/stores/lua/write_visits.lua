@@ -1,8 +1,9 @@
 -- Create, change or remove visits of one bucket, with everything that lists them, in one step.
--- KEYS: the visits; all by start, of each user session by start, of each person by user session, all by creation; and
---       the beginning of the names of voids
+-- KEYS: the visits; all by start, of each user session by start, of each person by user session, all by creation;
+--       the beginning of the names of voids; and all by id
 -- ARGV: what to do, and what the function of this name takes
-local VISITS, STARTS, USERS, PEOPLE, CREATED, VOID = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local VISITS, STARTS, USERS, PEOPLE, CREATED, VOID, IDS =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local VOID_SECONDS = 3600 -- no creation is on its way for as long
 
 local function members(id, visit)
@@ -12,12 +13,13 @@ local function members(id, visit)
         [USERS] = visit.user_session_id .. '\0' .. visit.session_start_time .. id,
         [PEOPLE] = person or '',
         [CREATED] = visit.created_at .. id,
+        [IDS] = id,
     }
 end
 
 -- Change what lists the visit from these members to those; '' is none.
 local function list(old, new)
-    for _, set in ipairs({ STARTS, USERS, PEOPLE, CREATED }) do
+    for _, set in ipairs({ STARTS, USERS, PEOPLE, CREATED, IDS }) do
         local before, after = old and old[set] or '', new and new[set] or ''
         if before ~= after then
             if before ~= '' then
@@ -131,6 +133,28 @@ function verbs.erase(user_session_id, person)
             remove(id, visit, removed)
         end
     end
+    return removed
+end
+
+-- Put it there as it is; or the number above which it could be.
+function verbs.put(id, text)
+    local before, after = found(id), cmsgpack.unpack(text)
+    local voided = tonumber(redis.call('GET', VOID .. id) or 0)
+    if not before and voided >= after.number then
+        return voided
+    end
+    redis.call('HSET', VISITS, id, text)
+    list(before and members(id, before), members(id, after))
+    return 'made'
+end
+
+-- Remove it, if it is there, and make sure that none is created here by this number.
+function verbs.drop(id, number)
+    local visit, removed = found(id), {}
+    if visit then
+        remove(id, visit, removed)
+    end
+    void(id, tonumber(number))
     return removed
 end
 
