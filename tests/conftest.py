@@ -1,10 +1,11 @@
-"""The databases that the tests run on: SQLite files, and real PostgreSQL servers from wheels or from a URL."""
+"""The databases that the tests run on: SQLite files, and real servers of PostgreSQL and Valkey from wheels."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,9 @@ from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import Postgres, PostgresServer, RunningServers, database_of, server_names
 
 POSTGRES_NAMES = server_names()
-STORE_NAMES = ["sqlite", *POSTGRES_NAMES]
-STORE_KINDS = ["sqlite", POSTGRES_NAMES[0]]
+VALKEY = "valkey"
+STORE_NAMES = ["sqlite", *POSTGRES_NAMES, VALKEY]
+STORE_KINDS = ["sqlite", POSTGRES_NAMES[0], VALKEY]
 """For what is above the stores: in what one PostgreSQL differs from another is theirs, and tested on all of them."""
 
 
@@ -86,6 +88,9 @@ def database(store_name: str, servers: RunningServers, folder: Path) -> Iterator
     """The URL of an empty database of this kind, for a fixture that lives longer than a test; a file is in `folder`."""
     if store_name == "sqlite":
         yield f"sqlite:///{folder}/chatstate.db"
+        return
+    if store_name == VALKEY:
+        yield servers.cluster().url(f"t{secrets.token_hex(8)}:")
         return
     server = servers.get(store_name)
     url = asyncio.run(server.create_database())

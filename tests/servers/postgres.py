@@ -26,13 +26,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
@@ -40,6 +40,9 @@ import psutil
 
 from .canaries import CANARY
 from .ports import LOOPBACK, free_port
+
+if TYPE_CHECKING:
+    from .valkey import ValkeyCluster
 
 EXTERNAL_VARIABLE = "CHATSTATE_TEST_POSTGRES"
 
@@ -595,13 +598,24 @@ class RunningServers:
         """
         self._memory = memory
         self._servers: dict[str, Postgres] = {}
+        self._cluster: ValkeyCluster | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stack.close()
         while self._servers:
             self._servers.popitem()[1].close()
+
+    def cluster(self) -> ValkeyCluster:
+        """A Valkey Cluster of three shards, each with a replica; raises ServerFailed."""
+        if self._cluster is None:
+            from .valkey import ValkeyCluster
+
+            self._cluster = self._stack.enter_context(ValkeyCluster(3, 1, parent=self._memory))
+        return self._cluster
 
     def get(self, name: str) -> Postgres:
         """The server called `name` (one of `server_names()`); raises KeyError or ServerFailed."""

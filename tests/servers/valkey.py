@@ -367,6 +367,11 @@ class ValkeyCluster:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def url(self, prefix: str) -> str:
+        """The URL of a store whose keys begin with this."""
+        seeds = ",".join(f"{node.host}:{node.port}" for node in self.nodes)
+        return f"valkey://:{self.password}@{seeds}?prefix={prefix}"
+
     # Who is who.
 
     @property

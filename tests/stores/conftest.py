@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 from chatstate.stores import postgres_hints, valkey_hints
 from chatstate.stores.valkey_cluster import Cluster, Subscription, parse_url
 from chatstate.stores.valkey_keys import slot_of
-from tests.conftest import POSTGRES_NAMES, STORE_NAMES, database
+from tests.conftest import POSTGRES_NAMES, STORE_NAMES, VALKEY, database
 from tests.servers.postgres import RunningServers
 
 
@@ -27,18 +25,16 @@ def store_url(request: pytest.FixtureRequest, servers: RunningServers, tmp_path:
 
 
 @pytest.fixture
-def valkey_url() -> str:
+def valkey_url(servers: RunningServers, tmp_path: Path) -> Iterator[str]:
     """The URL of a Valkey Cluster, with a prefix that nobody else uses."""
-    url = os.environ.get("CHATSTATE_TEST_VALKEY")
-    if not url:
-        pytest.skip("CHATSTATE_TEST_VALKEY names no cluster")
-    return f"{url}?prefix=t{uuid.uuid4().hex}:"
+    with database(VALKEY, servers, tmp_path) as url:
+        yield url
 
 
-@pytest.fixture(params=[*POSTGRES_NAMES, "valkey"])
+@pytest.fixture(params=[*POSTGRES_NAMES, VALKEY])
 async def shared_url(request: pytest.FixtureRequest, servers: RunningServers) -> AsyncIterator[str]:
     """The URL of an empty database that servers can share, on each server in turn."""
-    if request.param == "valkey":
+    if request.param == VALKEY:
         yield request.getfixturevalue("valkey_url")
         return
     server = servers.get(request.param)

@@ -17,6 +17,7 @@ from chatstate.encryption import KeyRing, new_key
 from chatstate.mailbox import Receive, Send, Settle
 from chatstate.model import IdempotencyKey, Retention
 from chatstate.record import PutRecord
+from chatstate.row import SHELVES, RowQuery
 from chatstate.stores import Store, create_store
 from chatstate.stores.contract import CHECKS, NOW, OpenStore, run, saving
 from chatstate.stores.visit_contract import creating
@@ -63,6 +64,11 @@ def arriving(key: str, now: datetime) -> Receive:
 
 async def contents(url: str) -> dict[str, list[Any]]:
     """The rows of all tables but that of the migrations."""
+    if url.startswith("valkey"):
+        store = await opener(url)()
+        everything = {shelf: list(await store.list(RowQuery(shelf=shelf))) for shelf in SHELVES}
+        await store.close()
+        return everything
     if url.startswith("sqlite"):
         with closing(apsw.Connection(url.removeprefix("sqlite:///"))) as file:
             tables = [name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

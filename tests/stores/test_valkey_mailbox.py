@@ -137,15 +137,6 @@ def in_place(store: ValkeyStore, place: str, cluster: Cluster | None = None) -> 
 
 
 @pytest.fixture
-def valkey_url() -> str:
-    """The URL of a place of its own in a cluster."""
-    url = os.environ.get("CHATSTATE_TEST_VALKEY")
-    if not url:
-        pytest.skip("CHATSTATE_TEST_VALKEY names no cluster")
-    return f"{url}?prefix=t{uuid.uuid4().hex[:12]}:"
-
-
-@pytest.fixture
 async def store(valkey_url: str) -> AsyncIterator[ValkeyStore]:
     """A store in a place of its own."""
     one = ValkeyStore(valkey_url)

@@ -118,12 +118,6 @@ async def count_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bou
     return sum(await cluster.read(calls))
 
 
-async def all_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds, limit: int) -> list[bytes]:
-    """At most `limit` of each set, in order; for what is known to be little."""
-    found = await cluster.read([_range(one, bounds, limit) for one in sets])
-    return sorted((member for part in found for member in part), reverse=bounds.from_the_end)
-
-
 def _range(one: SortedSet, bounds: Bounds, limit: int) -> Call:
     ends = (bounds.last, bounds.first) if bounds.from_the_end else (bounds.first, bounds.last)
     order = ("REV",) if bounds.from_the_end else ()

@@ -44,7 +44,7 @@ from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
-from chatstate.stores.valkey_lists import Bounds, SortedSet, all_members, count_members, first_members, of_all_slots
+from chatstate.stores.valkey_lists import Bounds, first_members, of_all_slots
 from chatstate.stores.valkey_steps import Steps, reply_to
 
 HEAD = 98
@@ -336,9 +336,9 @@ async def sessions(cluster: Cluster, prefix: str, query: SessionQuery) -> list[S
     """The page that the query asks for."""
     by_id = query.order == "id"
     if not by_id and query.prefix:
-        ids = of_all_slots(prefix, "ids")
-        if await count_members(cluster, ids, _bounds_by_id(query.prefix)) <= _FEW:
-            return await _sorted_here(cluster, prefix, query, ids)
+        few = await first_members(cluster, of_all_slots(prefix, "ids"), _bounds_by_id(query.prefix), _FEW + 1)
+        if len(few) <= _FEW:
+            return await _sorted_here(cluster, prefix, query, few)
     found: list[Any] = []
     sets = of_all_slots(prefix, "ids" if by_id else "active")
     bounds = _bounds_by_id(query.prefix, query) if by_id else _bounds_by_activity(query)
@@ -354,11 +354,10 @@ async def sessions(cluster: Cluster, prefix: str, query: SessionQuery) -> list[S
 
 
 async def _sorted_here(
-    cluster: Cluster, prefix: str, query: SessionQuery, sets: Sequence[SortedSet]
+    cluster: Cluster, prefix: str, query: SessionQuery, ids: Sequence[bytes]
 ) -> list[Session] | list[Summary]:
-    """Of all that begin with the prefix, the page by activity."""
-    members = await all_members(cluster, sets, _bounds_by_id(query.prefix), _FEW)
-    found = await _read(cluster, prefix, query, [member.decode() for member in members])
+    """Of these sessions, which are all that begin with the prefix, the page by activity."""
+    found = await _read(cluster, prefix, query, [name.decode() for name in ids])
     rows = [row for row in found if query.after is None or _position(row) < query.after]
     return sorted(rows, key=_position, reverse=True)[: query.limit]
 
