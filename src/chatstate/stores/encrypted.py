@@ -119,7 +119,7 @@ class EncryptedStore(Store):
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Reader]:
         async with self.inner.snapshot() as reader:
-            yield self if reader is self.inner else _OpenedReader(self, reader)
+            yield self if reader is self.inner else _OpenedReader(self, reader)  # one that holds no moment is itself
 
     async def list(self, query: Query) -> Sequence[Row]:
         return self.opened(query, await self.inner.list(query))

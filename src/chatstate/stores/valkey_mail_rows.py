@@ -111,8 +111,10 @@ def _inbox_row(key: str, conversation: str, known: dict[str, Any], text: bytes) 
 
 
 def _outbox_row(key: str, conversation: str, known: dict[str, Any], text: bytes) -> OutboxRow:
-    members = _members(outbox_entry(key, conversation, known, text))
-    return OutboxRow(**members, rank=RANKS[members["status"]], provider_key=known.get("provider"))
+    entry = outbox_entry(key, conversation, known, text)
+    members = _members(entry)
+    rank = known.get("rank", RANKS[entry.status])
+    return OutboxRow(**members, rank=rank, provider_key=known.get("provider"))
 
 
 def _members(entry: InboxEntry | OutboxEntry) -> dict[str, Any]:
@@ -172,6 +174,8 @@ class _MailRows(Erasing):
             "tries": row.tries,
             "error": row.error,
         }
+        if row.rank != RANKS[row.status]:
+            entry["rank"] = row.rank
         keys = SessionKeys(self._prefix, row.user_session_id)
         listed = left_text(row.key, row.conversation, age, at)
         calls = [run_script(_LEAVE, keys.slot, [keys.own("out"), keys.own("asked")], listed)]
@@ -180,11 +184,11 @@ class _MailRows(Erasing):
             pointer = Pointer(self._prefix, "sent", row.provider_key)
             words = ("SET", pointer.key, f"{row.key}\0{row.conversation}", "EX", MARK_SECONDS)
             calls.append(Call(pointer.slot, words))
-        sure((yield calls))  # before it is there: whoever asks for it finds it by all that leads to it
         box = Box(self._prefix, "outbox", row.conversation)
-        _, *kept = yield from self._changed(_Asked(box, row.key, entry, row.document))
-        if kept and kept[0]:
-            sure((yield self._unlisted(row.key, row.conversation, known_of(kept[0]), entry)))
+        known = yield from self._known(box, row.key)
+        # Before it is there, so that whoever is interrupted leaves nothing that leads to it as it was.
+        sure((yield [*calls, *self._unlisted(row.key, row.conversation, known, entry)]))
+        yield from self._changed(_Asked(box, row.key, entry, row.document))
         return True
 
     def drop(self, name: Name, key: str) -> Steps[bool]:
@@ -201,18 +205,18 @@ class _MailRows(Erasing):
         raise StoreBusy("Others are at work on this message all the time.")
 
     def _removed(self, name: Name, key: str, conversation: str) -> Steps[bool]:
+        """Remove a message, its pointer last: by it whoever was interrupted finds what is left."""
         box = Box(self._prefix, name, conversation)
-        (kept,) = sure((yield [Call(box.slot, ("HGET", box.own()[0], key))]))
-        known = known_of(kept) if kept else {}
-        if name == "inbox" and _is_between(known):
-            yield from self.released(conversation, key, known)
-        pointer = Pointer(self._prefix, _KINDS[name], key)
-        calls = [self._pointer_dropped(pointer, conversation)]
         if name == "outbox":
-            calls += self._unlisted(key, conversation, known)
-        sure((yield calls))
-        (was_there, *_) = yield from self._changed(_Asked(box, key))
-        return bool(was_there == b"there")
+            known = yield from self._known(box, key)
+            sure((yield self._unlisted(key, conversation, known)))
+        was_there = yield from self._changed(_Asked(box, key))
+        sure((yield [self._pointer_dropped(Pointer(self._prefix, _KINDS[name], key), conversation)]))
+        return was_there
+
+    def _known(self, box: Box, key: str) -> Steps[dict[str, Any]]:
+        (kept,) = sure((yield [Call(box.slot, ("HGET", box.own()[0], key))]))
+        return known_of(kept) if kept else {}
 
     def _unlisted(
         self, key: str, conversation: str, known: dict[str, Any], new: dict[str, Any] | None = None
@@ -233,8 +237,8 @@ class _MailRows(Erasing):
     def _pointer_dropped(self, pointer: Pointer, where: str) -> Call:
         return run_script(DROP_POINTER, pointer.slot, [pointer.key], where)
 
-    def _changed(self, asked: _Asked) -> Steps[list[Any]]:
-        """Put the message there, or remove it; what the script says."""
+    def _changed(self, asked: _Asked) -> Steps[bool]:
+        """Put the message there, or remove it; whether one was there."""
         given: dict[str, Any] = {"key": asked.key, "arrives": asked.box.name == "inbox"}
         if asked.entry is not None:
             given["entry"] = asked.entry
@@ -242,7 +246,7 @@ class _MailRows(Erasing):
             call = box_call(_DROP if asked.entry is None else _PUT, asked.box, given, asked.document)
             (reply,) = sure((yield [call]))
             if reply[0] != b"claimed":
-                return reply  # type: ignore[no-any-return]
+                return bool(reply[0] == b"there")
             claim = yield from self.released(asked.box.conversation, asked.key, known_of(reply[1]))
             if claim:
                 given["released"] = claim

@@ -4,13 +4,13 @@ if not entry or not LETTERS[entry.status] or (given.from_provider and entry.prov
     confirm()
     return 0
 end
-local rank = given.ranks[entry.status]
+local rank = entry.rank or given.ranks[entry.status] -- only a copy may have given it another one
 if not (rank < given.rank or (rank == given.rank and given.status == 'queued')) then
     confirm()
     return 0
 end
 unlist(given.key, entry)
-entry.status, entry.error = given.status, given.error
+entry.status, entry.error, entry.rank = given.status, given.error, nil
 entry.due, entry.tries = given.due or entry.due, given.tries or entry.tries
 entry.provider = given.provider or entry.provider
 if given.status ~= 'queued' and given.status ~= 'failed' then

@@ -1,5 +1,5 @@
--- Put a message there as it is, or remove it; for copies. Answers whether something was there and what was known of it;
--- or that it is claimed, or decided but not done: then nothing was changed.
+-- Put a message there as it is, or remove it; for copies. Answers whether something was there; or what is
+-- known of it, if it is claimed, or decided but not done: then nothing was changed.
 local entry, kept = entry_of(given.key)
 if entry and given.arrives and is_claimed(entry) then
     confirm()
@@ -28,4 +28,4 @@ else
 end
 enlist(given.key, given.entry)
 show_head()
-return { was_there and 'there' or 'none', kept }
+return { was_there and 'there' or 'none' }

@@ -1,0 +1,137 @@
+"""Whole rows of messages in a Valkey Cluster: in the middle of writes of several steps, and where they lead."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+
+from chatstate.mailbox import OutboxQuery, Progress, Settle, Settled
+from chatstate.row import DropRow, InboxRow, OutboxRow, PutRow, RowChanged, RowQuery, RowShelf
+from chatstate.stores.valkey import ValkeyStore
+from tests.stores.test_valkey_mailbox import (
+    FAULTS,
+    MOST_STEPS,
+    NOW,
+    Interrupted,
+    commit,
+    in_place,
+    receiving,
+    sending,
+    settling,
+    store,
+    turn,
+    valkey_url,
+)
+
+__all__ = ["store", "valkey_url"]  # fixtures
+
+
+_SHELVES: tuple[RowShelf, ...] = ("sessions", "inbox", "outbox")
+
+
+async def listed(store: ValkeyStore, shelf: RowShelf) -> list[Any]:
+    return list(await store.list(RowQuery(shelf=shelf)))
+
+
+async def everything(store: ValkeyStore) -> dict[str, list[Any]]:
+    return {shelf: await listed(store, shelf) for shelf in _SHELVES}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_no_row_is_of_a_message_that_a_session_may_be_taking_in(store: ValkeyStore, fault: Any) -> None:
+    for step in range(1, MOST_STEPS):
+        place = in_place(store, f"{step}:")
+        await commit(place, receiving("m"))
+        write = Interrupted(place, turn("m", "s"), step, fault)
+        reached = await write.begin()
+        (message,) = cast(list[InboxRow], await listed(place, "inbox"))
+        before = await everything(place)
+        is_taken_in = bool(before["sessions"])
+        assert (message.status, len(before["outbox"])) == (("applied", 2) if is_taken_in else ("pending", 0)), step
+        await write.end()
+        after = await everything(place)
+        assert ([row.status for row in after["inbox"]] == ["applied"]) == bool(after["sessions"]), step
+        if not reached:
+            return
+    raise AssertionError("there are more steps than were tried")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_message_that_is_decided_is_done_before_its_row_is_shown(store: ValkeyStore, fault: Any) -> None:
+    for step in range(1, MOST_STEPS):
+        place = in_place(store, f"{step}:")
+        await commit(place, receiving("m"))
+        settle = Interrupted(place, settling("m", "s"), step, fault)
+        reached = await settle.begin()
+        (message,) = cast(list[InboxRow], await listed(place, "inbox"))
+        replies = len(await listed(place, "outbox"))
+        assert (message.status, replies) in (("applied", 2), ("pending", 0)), step
+        await settle.end()
+        if not reached:
+            return
+    raise AssertionError("there are more steps than were tried")
+
+
+def outgoing(**given: Any) -> OutboxRow:
+    words: dict[str, Any] = {"key": "k", "number": 1, "conversation": "c", "user_session_id": "s", "document": "d"}
+    words |= {"status": "sent", "rank": 1, "provider_key": "p", "created_at": NOW, "due_at": NOW, "tries": 0}
+    return OutboxRow(**(words | {"error": ""} | given))
+
+
+def arrived(**given: Any) -> InboxRow:
+    words: dict[str, Any] = {"key": "k", "number": 1, "conversation": "c", "document": "d", "status": "pending"}
+    words |= {"sent_at": NOW, "received_at": NOW, "due_at": NOW, "tries": 0, "error": ""}
+    return InboxRow(**(words | given))
+
+
+MOVED = (
+    (outgoing(), outgoing(conversation="elsewhere", user_session_id="other", provider_key="q", number=2**62)),
+    (outgoing(), outgoing(user_session_id="other", provider_key=None, status="queued", rank=0)),
+    (outgoing(), outgoing(rank=3)),
+    (arrived(), arrived(conversation="elsewhere", number=2**62)),
+    (arrived(), arrived(status="applied", document="")),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS[:3])
+@pytest.mark.parametrize(("old", "new"), MOVED)
+async def test_a_row_that_moves_leaves_nothing_behind(store: ValkeyStore, old: Any, new: Any, fault: Any) -> None:
+    """Whatever becomes of one of its steps, when it is done again."""
+    shelf = cast(RowShelf, type(old).__struct_config__.tag)
+    for step in range(1, MOST_STEPS):
+        place = in_place(store, f"{step}:")
+        await commit(place, PutRow(old))
+        reached = await Interrupted(place, PutRow(new), step, fault).begin()
+        await commit(place, PutRow(new))
+        assert await listed(place, shelf) == [new]
+        if shelf == "outbox":
+            await check_where_it_leads(place, old, new)
+        await Interrupted(place, DropRow(shelf, ("k",)), step, fault).begin()
+        await commit(place, DropRow(shelf, ("k",)))
+        assert await commit(place, DropRow(shelf, ("k",))) == RowChanged(False)
+        assert await listed(place, shelf) == []
+        if not reached:
+            return
+    raise AssertionError("there are more steps than were tried")
+
+
+async def check_where_it_leads(store: ValkeyStore, old: OutboxRow, new: OutboxRow) -> None:
+    for session in {old.user_session_id, new.user_session_id}:
+        found = await store.list(OutboxQuery(now=NOW, user_session_id=session))
+        assert len(found) == (session == new.user_session_id)
+    for provider in {old.provider_key, new.provider_key} - {None}:
+        news = Progress(now=NOW, status="read", provider_key=provider)
+        assert await commit(store, news) == Settled(provider == new.provider_key)
+    await commit(store, PutRow(new))
+
+
+async def test_messages_that_were_put_there_go_on_as_others_do(store: ValkeyStore) -> None:
+    await store.commit([PutRow(arrived()), PutRow(outgoing(conversation="d", number=7))])
+    await commit(store, receiving("later"))
+    assert [row.number > 1 for row in await listed(store, "inbox")] == [False, True]
+    settle = Settle(key="k", now=NOW, sends=(sending("reply", "s"),))
+    assert await commit(store, settle) == Settled(True)
+    assert [(row.key, row.number > 7) for row in await listed(store, "outbox")] == [("k", False), ("reply", True)]
+    assert await commit(store, replace(settle, sends=())) == Settled(False)
