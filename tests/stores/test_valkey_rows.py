@@ -121,7 +121,7 @@ async def check_where_it_leads(store: ValkeyStore, old: OutboxRow, new: OutboxRo
     for session in {old.user_session_id, new.user_session_id}:
         found = await store.list(OutboxQuery(now=NOW, user_session_id=session))
         assert len(found) == (session == new.user_session_id)
-    for provider in {old.provider_key, new.provider_key} - {None}:
+    for provider in filter(None, {old.provider_key, new.provider_key}):
         news = Progress(now=NOW, status="read", provider_key=provider)
         assert await commit(store, news) == Settled(provider == new.provider_key)
     await commit(store, PutRow(new))

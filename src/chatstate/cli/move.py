@@ -97,6 +97,12 @@ def _ask(there: dict[RowShelf, int]) -> None:
         click.confirm(f"The target holds: {held}. All of it will be replaced or removed. Go on?", abort=True, err=True)
 
 
+_NO_MOMENT = (
+    "This store does not hold a moment: the backup is whole only if no server writes to it meanwhile. Beside servers, "
+    "copy it into another store (chatstate copy) until both are the same, and back that up."
+)
+
+
 @click.command()
 @click.argument("file", metavar="FILE")
 @with_settings(*STORE_SETTINGS)
@@ -104,11 +110,14 @@ def _ask(there: dict[RowShelf, int]) -> None:
 def backup(file: str, overwrite: bool, **flags: Any) -> None:
     """Write everything that the store keeps into a file.
 
-    Servers may go on working. The file is gzip of JSON lines, as of one moment, and readable for its owner alone. What
-    is encrypted stays so. FILE may be -, for standard output.
+    Servers may go on working, but on a Valkey Cluster. The file is gzip of JSON lines, as of one moment, and readable
+    for its owner alone. What is encrypted stays so. FILE may be -, for standard output.
     """
 
     async def write(store: EncryptedStore, packed: Any) -> Trailer:
+        async with store.inner.snapshot() as reader:
+            if reader is store.inner:
+                click.echo(_NO_MOMENT, err=True)
         with _Shown(sum((await counts(store.inner)).values())) as shown:
             return await write_backup(store.inner, packed, __version__, utc_now(), shown)
 
@@ -173,8 +182,9 @@ def _name(url: str) -> str:
         return ""  # which opening it explains
     if parts.scheme == "sqlite":
         return f"sqlite:{Path(unquote(parts.path).removeprefix('/')).resolve()}"
-    schema = "".join(f"?schema={name}" for name in parse_qs(parts.query).get("schema", ()))
-    return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}{schema}"
+    kind, part = ("valkey", "prefix") if parts.scheme in ("valkey", "valkeys") else ("postgresql", "schema")
+    given = "".join(f"?{part}={name}" for name in parse_qs(parts.query).get(part, ()))
+    return f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}{given}"
 
 
 @asynccontextmanager
