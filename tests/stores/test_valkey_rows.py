@@ -20,6 +20,7 @@ from tests.stores.test_valkey_mailbox import (
     receiving,
     sending,
     settling,
+    states,
     store,
     turn,
     valkey_url,
@@ -135,3 +136,23 @@ async def test_messages_that_were_put_there_go_on_as_others_do(store: ValkeyStor
     assert await commit(store, settle) == Settled(True)
     assert [(row.key, row.number > 7) for row in await listed(store, "outbox")] == [("k", False), ("reply", True)]
     assert await commit(store, replace(settle, sends=())) == Settled(False)
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_what_is_restored_is_taken_in_again(store: ValkeyStore, is_removed: bool) -> None:
+    """Though its session knows yet that it has taken in a message of this key, before it was put back."""
+    await commit(store, receiving("m"))
+    before = await listed(store, "inbox")
+    await commit(store, turn("m", "s"))
+    if is_removed:
+        await store.commit([DropRow("sessions", ("s",)), DropRow("inbox", ("m",))])
+    await commit(store, PutRow(before[0]))
+    for step in range(1, MOST_STEPS):
+        write = Interrupted(store, turn("m", "s", state="again"), step, "dies after")
+        if not await write.begin():
+            break
+        assert (bool(await states(store, "s")), len(await listed(store, "inbox"))) == (True, 1) or is_removed
+    assert await states(store, "s") == {"s": "again"}
+    assert [row.status for row in await listed(store, "inbox")] == ["applied"]
+    assert await commit(store, turn("m", "s", state="never")) == Settled(False)
+    assert await commit(store, turn("m", "other", state="never")) == Settled(False)

@@ -18,7 +18,7 @@ from chatstate.mailbox import EraseMail
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_boxes import Box, Pointer, known_of
 from chatstate.stores.valkey_cluster import Call, run_script
-from chatstate.stores.valkey_finishing import BELOW, Effects, Finishing, box_call
+from chatstate.stores.valkey_finishing import BELOW, Claim, Effects, Finishing, box_call
 from chatstate.stores.valkey_keys import SessionKeys, time_text
 from chatstate.stores.valkey_steps import Steps, sure
 
@@ -102,10 +102,10 @@ class Erasing(Finishing):
         if decided := known.get("decided"):
             yield from self._finish(conversation, key, json.decode(decided, type=Effects), None, fence)
             return None
-        session, number = known["session"], known["number"]
-        if (yield from self._is_applied(conversation, key, session, number, fence)):
+        claim = Claim(known["session"], known["number"], known.get("since", 0))
+        if (yield from self._is_applied(conversation, key, claim, fence)):
             return None
-        return session, number
+        return claim.session, claim.number
 
     def _erase_sent(self, left: Sequence[bytes], now: str) -> Steps[int]:
         """What was to leave, by the list of a session."""

@@ -6,11 +6,13 @@ Whoever meets a message whose end is decided does that, as often as it may be (`
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from msgspec import Struct, json, msgpack
 
 from chatstate.mailbox import Send
+from chatstate.model import EARLIEST
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_boxes import WAITING, WIDTH, Box, Pointer
 from chatstate.stores.valkey_cluster import Call, run_script
@@ -39,6 +41,19 @@ class Effects(Struct, frozen=True, array_like=True):
     status: str
     now: str
     sends: tuple[Send, ...]
+
+
+class Claim(NamedTuple):
+    """For whom a message is claimed, and by which number; numbers below `since` are of others that had its key."""
+
+    session: str
+    number: int
+    since: int
+
+
+def claim_number(time: datetime) -> int:
+    """Claims have numbers that rise; those that begin later, with other numbers than any that began before."""
+    return (time - EARLIEST) // timedelta(seconds=1)
 
 
 def box_call(what: Any, box: Box, given: dict[str, Any], text: str = "") -> Call:
@@ -74,12 +89,13 @@ class Finishing:
         return None if found is None else found.decode()
 
     def _is_applied(
-        self, conversation: str, key: str, session: str, number: int, fence: tuple[str, str] | None = None
+        self, conversation: str, key: str, claim: Claim, fence: tuple[str, str] | None = None
     ) -> Steps[bool]:
         """Whether the session has taken in the message, which is finished then; if not, it will not by this claim."""
+        session, number, since = claim
         mark = self._mark(session, key)
         slot = SessionKeys(self._prefix, session).slot
-        (kept,) = sure((yield [run_script(_VOID_MARK, slot, [mark], number, MARK_SECONDS)]))
+        (kept,) = sure((yield [run_script(_VOID_MARK, slot, [mark], number, MARK_SECONDS, since)]))
         if kept is None:
             return False
         yield from self._finish_marked(conversation, key, session, kept, fence)

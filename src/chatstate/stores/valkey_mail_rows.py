@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 
 from chatstate.errors import StoreBusy
 from chatstate.mailbox import RANKS, InboxEntry, OutboxEntry
+from chatstate.model import utc_now
 from chatstate.row import InboxRow, OutboxRow
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_boxes import (
@@ -28,13 +29,16 @@ from chatstate.stores.valkey_boxes import (
 )
 from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_erasing import DROP_POINTER, MOST_TRIES, Erasing
-from chatstate.stores.valkey_finishing import BELOW, MARK_SECONDS, box_call, left_text
+from chatstate.stores.valkey_finishing import BELOW, MARK_SECONDS, box_call, claim_number, left_text
 from chatstate.stores.valkey_keys import SessionKeys, time_text
 from chatstate.stores.valkey_lists import ALL, Bounds, first_members
 from chatstate.stores.valkey_steps import Steps, beforehand, carry_out, sure
 
 _PUT, _DROP = script("put_message", below=BELOW), script("put_message", "allow-oom", below=BELOW)
 _SHOW, _LEAVE = script("show_message", "no-writes"), script("leave")
+
+_CLOCKS_APART = 3600
+"""How many seconds the clocks of servers may differ at most."""
 
 _KINDS: dict[Name, Any] = {"inbox": "in", "outbox": "out"}
 """Of the pointers."""
@@ -242,6 +246,7 @@ class _MailRows(Erasing):
         given: dict[str, Any] = {"key": asked.key, "arrives": asked.box.name == "inbox"}
         if asked.entry is not None:
             given["entry"] = asked.entry
+            given["since"] = claim_number(utc_now()) + _CLOCKS_APART
         for _ in range(MOST_TRIES):
             call = box_call(_DROP if asked.entry is None else _PUT, asked.box, given, asked.document)
             (reply,) = sure((yield [call]))

@@ -35,14 +35,23 @@ from chatstate.mailbox import (
     Settle,
     Settled,
 )
-from chatstate.model import EARLIEST, Delete, Deleted, Retention, Save
+from chatstate.model import Delete, Deleted, Retention, Save
 from chatstate.stores import valkey_sessions as sessions
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_boxes import Box, Pointer, number_text
 from chatstate.stores.valkey_cluster import Call
 from chatstate.stores.valkey_erasing import MOST_TRIES, Erasing
-from chatstate.stores.valkey_finishing import BELOW, MARK_SECONDS, TAKE, Effects, box_call, left_text
+from chatstate.stores.valkey_finishing import (
+    BELOW,
+    MARK_SECONDS,
+    TAKE,
+    Claim,
+    Effects,
+    box_call,
+    claim_number,
+    left_text,
+)
 from chatstate.stores.valkey_keys import SessionKeys, time_text
 from chatstate.stores.valkey_steps import Steps, beforehand, sure
 
@@ -51,11 +60,13 @@ _RECEIVE, _PROGRESS = (script(name, below=BELOW) for name in ("receive", "progre
 _log = logging.getLogger(__name__)
 
 
-class _Claim(NamedTuple):
-    """A claim that was made: by which number, and the message's place in the order of arrival in its bucket."""
+class _Claimed(NamedTuple):
+    """A claim that was made: by which number, and the message's place in the order of arrival in its bucket; and
+    `Claim.since`."""
 
     number: int
     seq: int
+    since: int
 
 
 def check(write: MailWrite) -> None:
@@ -143,10 +154,10 @@ class Mail(Erasing):
                 return None
             if reply[0] == b"done":
                 return None
-            session, number = reply[1].decode(), int(reply[2])
-            if (yield from beforehand(self._is_applied(conversation, key, session, number))):
+            claim = Claim(reply[1].decode(), int(reply[2]), int(reply[3]))
+            if (yield from beforehand(self._is_applied(conversation, key, claim))):
                 return None
-            asked["released"] = (session, number)
+            asked["released"] = (claim.session, claim.number)
         raise StoreBusy("Others are at work on this message all the time. Nothing was written.")
 
     # --- What changes a session ---------------------------------------------------------------------------------------
@@ -170,6 +181,7 @@ class Mail(Erasing):
             "conversation": conversation,
             "number": claim.number,
             "seq": claim.seq,
+            "since": claim.since,
             "effects": json.encode(effects).decode(),
             "leaving": [
                 left_text(send.key, send.conversation, effects.now, place)
@@ -186,12 +198,11 @@ class Mail(Erasing):
             yield from beforehand(self.clear_fences(session))
         return sessions.outcome_of(write, reply)
 
-    def _claimed(self, conversation: str, settle: Settle, session: str) -> Steps[_Claim | None]:
+    def _claimed(self, conversation: str, settle: Settle, session: str) -> Steps[_Claimed | None]:
         # A number that no claim before can have had, also of a message of the same key that was forgotten since.
-        number = (settle.now - EARLIEST).days * 86_400 + (settle.now - EARLIEST).seconds
-        given = {"verb": "claim", "session": session, "number": number}
+        given = {"verb": "claim", "session": session, "number": claim_number(settle.now)}
         reply = yield from self._taken(conversation, settle.key, given)
-        return _Claim(int(reply[1]), int(reply[2])) if reply else None
+        return _Claimed(*map(int, reply[1:])) if reply else None
 
     def _home(self, write: Save, retention: Retention, asked: dict[str, Any]) -> Call:
         assert write.settles

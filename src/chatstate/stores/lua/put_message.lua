@@ -16,7 +16,9 @@ if not given.entry then
 end
 if given.arrives then
     given.entry.seq = entry and entry.seq or redis.call('INCR', COUNT)
-    given.entry.number = entry and entry.number
+    -- What a session remembers of one with this key that was there before does not count for this one.
+    given.entry.since = math.max(entry and entry.number or 0, given.since) + 1
+    given.entry.number = given.entry.since
 end
 if entry then
     unlist(given.key, entry)

@@ -22,14 +22,14 @@ local function is_free()
 end
 if not is_free() then
     confirm()
-    return { 'claimed', entry.session, string.format('%.0f', entry.number) }
+    return { 'claimed', entry.session, string.format('%.0f', entry.number), string.format('%.0f', entry.since or 0) }
 end
 
 if given.verb == 'claim' then
     entry.number = math.max((entry.number or 0) + 1, given.number)
     entry.session = given.session
     keep(given.key, entry)
-    return { 'ok', string.format('%.0f', entry.number), entry.seq }
+    return { 'ok', string.format('%.0f', entry.number), entry.seq, string.format('%.0f', entry.since or 0) }
 end
 if given.verb == 'settle' then
     if given.effects then -- it is done when they are in place

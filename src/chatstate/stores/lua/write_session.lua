@@ -30,6 +30,9 @@ if settles then
     end
     local mark = redis.call('GET', MARK)
     local known = mark and cmsgpack.unpack(mark)
+    if known and known.number < settles.since then -- of a message that a copy has put this one in the place of
+        known = nil
+    end
     if known and (known.applied or known.number >= settles.number) then
         redis.call('SET', MARK, mark, 'KEEPTTL') -- so that it is confirmed before it is answered
         return { 'settled', known.applied and 'applied' or 'void', mark }
