@@ -15,6 +15,7 @@ import pytest
 from chatstate.encryption import SEALED
 from chatstate.model import Retention
 from chatstate.stores import create_store
+from chatstate.stores.valkey_cluster import Cluster, parse_url
 from chatstate.sweeper import Sweeper
 from tests.http.conftest import Server, SettableClock, Start
 from tests.http.test_endpoints import SESSIONS, assert_problem, load, put, save
@@ -200,7 +201,30 @@ def test_a_deletion_leaves_no_state_anywhere(start: Start, own_url: str) -> None
 
 def everything(url: str) -> str:
     """All rows of all tables, as text."""
+    if url.startswith("valkey"):
+        return asyncio.run(_in_valkey(url))
     return _in_sqlite(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else asyncio.run(_in_postgres(url))
+
+
+async def _in_valkey(url: str) -> str:
+    """The names and the values of all keys."""
+    seed = parse_url(url)
+    cluster = Cluster(seed)
+    await cluster.open()
+    found = []
+    for shard in cluster.shards:
+        place = (shard.host, shard.port)
+        for key in await cluster.ask(place, "KEYS", f"{seed.prefix}*"):
+            read = {b"string": ("GET",), b"hash": ("HGETALL",), b"zset": ("ZRANGE", "-", "+", "BYLEX")}
+            command, *bounds = read[await cluster.ask(place, "TYPE", key)]
+            value = await cluster.ask(place, command, key, *bounds)
+            found += [f"{key.decode()} {part.decode(errors='replace')}" for part in _flat(value)]
+    await cluster.close()
+    return "\n".join(found)
+
+
+def _flat(value: Any) -> list[bytes]:
+    return [value] if isinstance(value, bytes) else value
 
 
 def _in_sqlite(path: str) -> str:

@@ -31,6 +31,7 @@ import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from functools import cache
+from hashlib import sha256
 from importlib.util import find_spec
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -401,6 +402,11 @@ class ValkeyCluster:
         (first, last) = list(self._ranges())[shard]
         keys = (key for key in map(f"{name}-{{}}".format, count()) if first <= key_slot(key.encode()) <= last)
         return list(islice(keys, number))
+
+    def shard_of(self, user_session_id: str) -> int:
+        """Which shard a session of chatstate is on."""
+        slot = key_slot(sha256(user_session_id.encode()).hexdigest().encode())
+        return next(number for number, (first, last) in enumerate(self._ranges()) if first <= slot <= last)
 
     # Faults.
 

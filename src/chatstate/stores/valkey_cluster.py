@@ -210,7 +210,7 @@ class Cluster:
         """What is equal for slots of one node."""
         return self._by_slot[slot] if self._by_slot else None
 
-    async def ask(self, place: tuple[str, int], *words: str) -> Any:
+    async def ask(self, place: tuple[str, int], *words: str | bytes) -> Any:
         """The answer of this node to a command. Raises `StoreUnavailable`; `CommandRefused` if it answers with an
         error."""
         try:

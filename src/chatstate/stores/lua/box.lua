@@ -71,6 +71,19 @@ local function is_claimed(entry)
     return entry.session and not (released and released[1] == entry.session and released[2] == entry.number)
 end
 
+-- Orders of the outbox, and the ends of those of the inbox, are a time and 3 more hexadecimal digits.
+local function order_after(order)
+    local place = tonumber(string.sub(order, 16), 16) + 1
+    if place < 1000 then
+        return string.sub(order, 1, 15) .. string.format('%03x', place)
+    end
+    local micro = tonumber(string.sub(order, 11, 15), 16) + 1
+    if micro < 1000000 then
+        return string.sub(order, 1, 10) .. string.format('%05x000', micro)
+    end
+    return later_by(string.sub(order, 1, 10), 1) .. '00000000'
+end
+
 -- Have the conversation stand where its next message has it stand: by its order, with when it is due.
 local function show_head()
     local waiting = given.waiting

@@ -6,19 +6,6 @@ if entry then
     return 0
 end
 
--- Orders of the outbox are a time and 3 more hexadecimal digits.
-local function order_after(order)
-    local place = tonumber(string.sub(order, 16), 16) + 1
-    if place < 1000 then
-        return string.sub(order, 1, 15) .. string.format('%03x', place)
-    end
-    local micro = tonumber(string.sub(order, 11, 15), 16) + 1
-    if micro < 1000000 then
-        return string.sub(order, 1, 10) .. string.format('%05x000', micro)
-    end
-    return later_by(string.sub(order, 1, 10), 1) .. '00000000'
-end
-
 local function is_behind(one, other)
     local time, second = string.sub(one, 1, 15), string.sub(other, 1, 15)
     if time ~= second then
