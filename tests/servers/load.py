@@ -95,6 +95,7 @@ class History:
 
     seed: int = field(default_factory=lambda: random.SystemRandom().randrange(1 << 32))
     entries: list[Entry] = field(default_factory=list)
+    skips: int = 0
     _numbers: Iterator[int] = field(default_factory=count)
     _loads: Iterator[int] = field(default_factory=count)
 
@@ -133,10 +134,11 @@ class History:
         async with await Connection.open(port) as connection:
             for user_session_id in sorted({entry.user_session_id for entry in self.entries}):
                 entry = self.begin(user_session_id, "load")
-                entry.answered(*await connection.request("GET", f"/chat-state-sessions/{user_session_id}"))
+                answer = await connection.request("GET", f"/chat-state-sessions/{user_session_id}")
+                entry.answered(*answer)
                 if entry.status not in (200, 404):
-                    raise LostWrite(f"{user_session_id} cannot be loaded: status {entry.status}")
-        check(self.entries, seed=self.seed)
+                    raise LostWrite(f"{user_session_id} cannot be loaded: {answer.body.decode()}")
+        check(self.entries, skips=self.skips, seed=self.seed)
 
 
 # --- The clients ------------------------------------------------------------------------------------------------------

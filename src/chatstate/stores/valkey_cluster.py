@@ -495,6 +495,9 @@ class _Node:
     ) -> tuple[list[Any], bool]:
         """The replies, and whether what they tell of is on the disks of the node and of so many replicas."""
         async with self._link(scripts) as link:
+            if not link.history:  # it has no epoch that a write could have
+                await link.close()
+                raise _NotSent(f"{self._place[0]}:{self._place[1]} was no primary")
             epoch = link.history[:8]
             words = [[epoch if word is EPOCH else word for word in command] for command in commands]
             # WAIT has the replicas asked how far they are, and WAITAOF asks once more. Alone it would come together

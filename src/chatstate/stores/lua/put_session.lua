@@ -2,6 +2,9 @@
 -- KEYS: the session, its history, what is remembered of it; of its slot: ids, by activity, by end
 -- ARGV: its id, whether to put it, the epoch of the primary; members and state, if it is put
 local id, puts, epoch = ARGV[1], ARGV[2] == '1', ARGV[3]
+if #epoch ~= 8 then
+    return redis.error_reply('TRYAGAIN the epoch of the primary is not known')
+end
 local current = head_of(redis.call('GETRANGE', KEYS[1], 0, 620))
 if not puts then
     if current then

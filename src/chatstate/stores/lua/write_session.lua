@@ -9,6 +9,9 @@ local SESSION, HISTORY, REMEMBERED, IDS, ACTIVE, ENDS, FORGET, KEYED =
     KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local FENCES, LEAVING, MARK, KEPT_LEAVING, FENCED = KEYS[9], KEYS[10], KEYS[11], KEYS[11], KEYS[12]
 local now, once, id = write.now, write.once, write.id
+if #epoch ~= 8 then
+    return redis.error_reply('TRYAGAIN the epoch of the primary is not known')
+end
 
 if once then
     local kept = redis.call('HGET', REMEMBERED, once.field)
