@@ -1,4 +1,4 @@
-"""Whole rows of messages in a Valkey Cluster: in the middle of writes of several steps, and where they lead."""
+"""Whole rows in a Valkey Cluster: in the middle of writes of several steps, and where they lead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from chatstate.mailbox import OutboxQuery, Progress, Settle, Settled
-from chatstate.row import DropRow, InboxRow, OutboxRow, PutRow, RowChanged, RowQuery, RowShelf
+from chatstate.row import DropRow, InboxRow, OutboxRow, PutRow, RowChanged, RowQuery, RowShelf, VisitRow
 from chatstate.stores.valkey import ValkeyStore
+from chatstate.visit import UserSessionQuery, VisitQuery
 from tests.stores.test_valkey_mailbox import (
     FAULTS,
     MOST_STEPS,
@@ -87,7 +88,15 @@ def arrived(**given: Any) -> InboxRow:
     return InboxRow(**(words | given))
 
 
+def visited(**given: Any) -> VisitRow:
+    words: dict[str, Any] = dict.fromkeys(VisitRow.__struct_fields__) | {"session_id": "k", "user_session_id": "s"}
+    words |= {"session_start_time": NOW, "created_at": NOW, "total_messages_count": 1, "session_completed": False}
+    return VisitRow(**(words | given))
+
+
 MOVED = (
+    (visited(), visited(user_session_id="other", user_id="me")),
+    (visited(user_id="me"), visited(session_outcome="done")),
     (outgoing(), outgoing(conversation="elsewhere", user_session_id="other", provider_key="q", number=2**62)),
     (outgoing(), outgoing(user_session_id="other", provider_key=None, status="queued", rank=0)),
     (outgoing(), outgoing(rank=3)),
@@ -109,13 +118,25 @@ async def test_a_row_that_moves_leaves_nothing_behind(store: ValkeyStore, old: A
         assert await listed(place, shelf) == [new]
         if shelf == "outbox":
             await check_where_it_leads(place, old, new)
-        await Interrupted(place, DropRow(shelf, ("k",)), step, fault).begin()
-        await commit(place, DropRow(shelf, ("k",)))
-        assert await commit(place, DropRow(shelf, ("k",))) == RowChanged(False)
+        if shelf == "visits":
+            await check_how_it_is_found(place, old, new)
+        await Interrupted(place, DropRow(shelf, new.place), step, fault).begin()
+        await commit(place, DropRow(shelf, new.place))
+        assert await commit(place, DropRow(shelf, new.place)) == RowChanged(False)
         assert await listed(place, shelf) == []
         if not reached:
             return
     raise AssertionError("there are more steps than were tried")
+
+
+async def check_how_it_is_found(store: ValkeyStore, old: VisitRow, new: VisitRow) -> None:
+    assert len(await store.list(VisitQuery(session_id="k"))) == 1
+    for session in {old.user_session_id, new.user_session_id}:
+        found = await store.list(VisitQuery(user_session_id=session))
+        assert len(found) == (session == new.user_session_id)
+    for person in filter(None, {old.user_id, new.user_id}):
+        found = await store.list(UserSessionQuery(user_id=person))
+        assert len(found) == (person == new.user_id)
 
 
 async def check_where_it_leads(store: ValkeyStore, old: OutboxRow, new: OutboxRow) -> None:
