@@ -38,6 +38,8 @@ from chatstate.stores.valkey_sessions import check_text, forget_call, load_call,
 from chatstate.stores.valkey_steps import Steps, carry_out, reply_to
 
 _PUT_SESSION, _PUT_VERSION, _PUT_KEY = script("put_session"), script("put_version"), script("put_key")
+_DROP_SESSION, _DROP_VERSION = script("put_session", "allow-oom"), script("put_version", "allow-oom")
+"""What takes room is refused when there is none; what gives room is not."""
 
 _AT_ONCE = 32
 """How many sessions are read at once: their states may be large."""
@@ -283,7 +285,9 @@ def _place(write: RowWrite) -> Place:
 def _session_call(prefix: str, user_session_id: str, puts: bool, *given: str | bytes) -> Call:
     keys = SessionKeys(prefix, user_session_id)
     names = [keys.own(name) for name in ("s", "v", "r")] + [keys.of_slot(name) for name in ("ids", "active", "ends")]
-    return run_script(_PUT_SESSION, keys.slot, names, user_session_id, int(puts), EPOCH, *given)
+    return run_script(
+        _PUT_SESSION if puts else _DROP_SESSION, keys.slot, names, user_session_id, int(puts), EPOCH, *given
+    )
 
 
 def _put_session(prefix: str, row: SessionRow) -> Call:
@@ -305,7 +309,14 @@ def _text_or(time: datetime | None, nothing: str) -> str:
 
 def _version_call(prefix: str, user_session_id: str, version: int, session_id: str = "", packed: bytes = b"") -> Call:
     keys = SessionKeys(prefix, user_session_id)
-    return run_script(_PUT_VERSION, keys.slot, [keys.own("s"), keys.own("v")], version, session_id, packed)
+    return run_script(
+        _PUT_VERSION if packed else _DROP_VERSION,
+        keys.slot,
+        [keys.own("s"), keys.own("v")],
+        version,
+        session_id,
+        packed,
+    )
 
 
 def _put_version(prefix: str, row: VersionRow) -> Call:
