@@ -22,8 +22,12 @@ from tests.servers.postgres import Postgres, PostgresServer, RunningServers, dat
 POSTGRES_NAMES = server_names()
 VALKEY = "valkey"
 STORE_NAMES = ["sqlite", *POSTGRES_NAMES, VALKEY]
-STORE_KINDS = ["sqlite", POSTGRES_NAMES[0], VALKEY]
-"""For what is above the stores: in what one PostgreSQL differs from another is theirs, and tested on all of them."""
+EVERYWHERE = "CHATSTATE_TEST_EVERYWHERE"
+STORE_KINDS = ["sqlite", POSTGRES_NAMES[0], *([VALKEY] if os.environ.get(EVERYWHERE) else [])]
+"""For what is above the stores: in what one PostgreSQL differs from another is theirs, and tested on all of them.
+
+With CHATSTATE_TEST_EVERYWHERE also on a Valkey Cluster, which takes some minutes more.
+"""
 
 
 def pytest_sessionstart() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,24 +14,19 @@ from chatstate.copy_mark import COLLECTION
 from chatstate.copying import Copying, StoreSource, counts
 from chatstate.row import SHELVES
 from chatstate.stores import Store
-from tests.copying.conftest import NOW, Urls, Writer, everything, opened
+from tests.copying.conftest import NOW, Urls, Writer, everything, opened, two_databases
 from tests.copying.test_backups import backed_up
+from tests.servers.postgres import RunningServers
 
 SEED = int(os.environ.get("CHATSTATE_TEST_COPY_SEED") or secrets.randbits(32))
 
 
 @pytest.fixture(params=["sqlite-to-valkey", "valkey-to-sqlite", "valkey-to-valkey"])
-def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Urls:
+def urls(request: pytest.FixtureRequest, servers: RunningServers, tmp_path: Path) -> Iterator[Urls]:
     """The URLs of two empty databases."""
-    cluster = os.environ.get("CHATSTATE_TEST_VALKEY")
-    if not cluster:
-        pytest.skip("CHATSTATE_TEST_VALKEY names no cluster")
     source, _, target = request.param.partition("-to-")
-    made = {
-        "sqlite": lambda: f"sqlite:///{tmp_path}/chatstate.db",
-        "valkey": lambda: f"{cluster}?prefix=t{uuid.uuid4().hex[:12]}:",
-    }
-    return made[source](), made[target]()
+    with two_databases((source, target), servers, tmp_path) as found:
+        yield found
 
 
 @pytest.fixture

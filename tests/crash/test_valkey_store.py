@@ -20,6 +20,9 @@ from tests.servers.valkey import ValkeyCluster, ValkeyNode
 
 FAULTS = int(os.environ.get("CHATSTATE_TEST_FAULTS", "1"))
 AGAIN_SECONDS = 30.0
+STALE_SECONDS = 10.0
+"""How far behind a load may be that a primary answers which was paused or cut off: as long as it is waited for."""
+
 SKIPS = 1000
 """How many versions of a session are left out after a failover: what a former primary may have made of it, and lost."""
 
@@ -60,7 +63,7 @@ def come_back(node: ValkeyNode) -> None:
 async def test_a_primary_that_fails_under_load_takes_nothing_acknowledged_with_it(
     fault: Callable[[ValkeyNode], None], cluster: ValkeyCluster, servers: list[ServerProcess]
 ) -> None:
-    history = History(skips=SKIPS)
+    history = History(skips=SKIPS, staleness=STALE_SECONDS, dirty=True)
     for number in range(FAULTS):
         shard = number % cluster.shards
         async with AsyncExitStack() as stack:
@@ -80,7 +83,7 @@ async def test_a_primary_that_fails_under_load_takes_nothing_acknowledged_with_i
 
 
 async def test_all_nodes_killed_at_once_lose_nothing(cluster: ValkeyCluster, servers: list[ServerProcess]) -> None:
-    history = History(skips=SKIPS)
+    history = History(skips=SKIPS, staleness=STALE_SECONDS, dirty=True)
     async with Load(history, servers[0].port, workers=8) as load:
         await load.acknowledgements(150)
         for node in cluster.nodes:

@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -86,16 +86,28 @@ class LostWrite(AssertionError):
     """The answers contradict each other; the message says how, and names the seed."""
 
 
-def check(entries: Sequence[Entry], *, staleness: float = 0.0, skips: int = 0, seed: object = None) -> None:
+def check(
+    entries: Sequence[Entry],
+    *,
+    staleness: float = 0.0,
+    dirty_until: float = -math.inf,
+    skips: int = 0,
+    seed: object = None,
+) -> None:
     """Raise LostWrite where answers contradict each other.
 
     staleness  by how many seconds a load may lag behind, where the store says that it may
+    dirty_until  until when a load, or a refusal, may show what nobody was told of as done and what was taken back
+                 later, where the store says that it may
     skips      how many versions of a session a failover skips, where the store says that it does; and of no session
                there are as many
     seed       what replays the history, for the message
     """
     by_id: dict[str, list[Entry]] = defaultdict(list)
+    acknowledged = {entry.tag for entry in entries if entry.outcome == "ok" and entry.verb != "load"}
     for entry in entries:
+        if entry.start < dirty_until and _may_be_dirty(entry, acknowledged):
+            continue
         # A load that may lag shows what was there at some moment in a span that begins so much earlier.
         lag = staleness if entry.verb == "load" else 0.0
         by_id[entry.user_session_id].append(replace(entry, start=entry.start - lag))
@@ -105,6 +117,11 @@ def check(entries: Sequence[Entry], *, staleness: float = 0.0, skips: int = 0, s
             for entry in rule([_without_skips(entry, skips) for entry in some] if counted else some):
                 told = "\n".join(f"  {other}"[:300] for other in _neighbours(some, entry))
                 raise LostWrite(f"seed {seed}, {user_session_id}: {rule.__doc__} Not so:\n  {entry}\n{told}")
+
+
+def _may_be_dirty(entry: Entry, acknowledged: Collection[Tag | None]) -> bool:
+    """Whether it shows something that no acknowledged write has made."""
+    return entry.status == 404 or (entry.verb == "load" and entry.outcome == "ok" and entry.tag not in acknowledged)
 
 
 def _without_skips(entry: Entry, skips: int) -> Entry:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -96,6 +97,8 @@ class History:
     seed: int = field(default_factory=lambda: random.SystemRandom().randrange(1 << 32))
     entries: list[Entry] = field(default_factory=list)
     skips: int = 0
+    staleness: float = 0.0
+    dirty: bool = False
     _numbers: Iterator[int] = field(default_factory=count)
     _loads: Iterator[int] = field(default_factory=count)
 
@@ -138,7 +141,13 @@ class History:
                 entry.answered(*answer)
                 if entry.status not in (200, 404):
                     raise LostWrite(f"{user_session_id} cannot be loaded: {answer.body.decode()}")
-        check(self.entries, skips=self.skips, seed=self.seed)
+        check(
+            self.entries,
+            staleness=self.staleness,
+            dirty_until=now if self.dirty else -math.inf,
+            skips=self.skips,
+            seed=self.seed,
+        )
 
 
 # --- The clients ------------------------------------------------------------------------------------------------------
