@@ -179,7 +179,8 @@ SETTINGS = (
         ("CHATSTATE_STORE", "DATABASE_URL"),
         DEFAULT_STORE,
         str,
-        "Where sessions are kept: sqlite:///file.db or postgresql://user:password@host/database.",
+        "Where sessions are kept: sqlite:///file.db, postgresql://user:password@host/database, or a Valkey Cluster, "
+        "valkey://user:password@host:port (experimental).",
     ),
     Setting(
         "host",
@@ -194,7 +195,7 @@ SETTINGS = (
         ("CHATSTATE_WORKERS",),
         1,
         _at_most(MOST_WORKERS),
-        "How many processes answer requests on that port. More than one wants PostgreSQL.",
+        "How many processes answer requests on that port. More than one wants PostgreSQL or Valkey.",
     ),
     Setting(
         "max_state_bytes",
@@ -457,7 +458,8 @@ SETTINGS = (
         ("CHATSTATE_ALLOW_UNSAFE_DURABILITY",),
         False,
         _switch,
-        "Start even on a PostgreSQL with fsync=off, which loses acknowledged writes when its machine crashes.",
+        "Start even on a PostgreSQL with fsync=off, or a Valkey Cluster without replicas or with settings that lose "
+        "data: acknowledged writes are lost when a machine crashes.",
     ),
 )
 

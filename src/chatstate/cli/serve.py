@@ -233,6 +233,11 @@ def _warnings(settings: Settings, access: Access) -> str:
         warnings.append(
             "--allow-anonymous without --allowed-hosts: pages that rebind their name to this server can read."
         )
+    if settings.store.partition(":")[0].lower() in ("valkey", "valkeys"):
+        warnings.append(
+            "The store on a Valkey Cluster is experimental. What it survives, and what it was shown to: "
+            "docs/explanation/durability.md"
+        )
     if not settings.is_local and not settings.trusted_proxies:
         warnings.append("What goes over the network is not encrypted. Put a proxy with TLS in front of this server.")
     if mode == "open" and settings.allowed_origins:

@@ -18,6 +18,7 @@ __all__ = ["EncryptedStore", "KeyRing", "Outcome", "Store", "StoreStatus", "crea
 
 
 _POSTGRES = ("postgresql", "postgres")
+_VALKEY = ("valkey", "valkeys")
 
 
 def create_store(
@@ -31,7 +32,8 @@ def create_store(
 ) -> EncryptedStore:
     """The store that the URL means, not yet open.
 
-    url           sqlite:///file.db (relative), sqlite:////folder/file.db (absolute) or postgresql://user:password@host/database
+    url           sqlite:///file.db (relative), sqlite:////folder/file.db (absolute), postgresql://user:password@host/database,
+                  or valkey://user:password@host:port,host:port
     owner         whether this process serves the store: a SQLite file has one owner at a time
     create        whether a SQLite file that is not there yet is made
     pool_size     the most connections to PostgreSQL; by default what the URL's `connection_limit` says, else 6
@@ -53,13 +55,17 @@ def _create(url: str, owner: bool, create: bool, pool_size: int | None, allow_un
         from chatstate.stores.postgres import PostgresStore
 
         return PostgresStore(url, pool_size, allow_unsafe)
-    if scheme in ("valkey", "valkeys"):
-        from chatstate.stores.valkey import ValkeyStore
-
+    if scheme in _VALKEY:
+        try:
+            from chatstate.stores.valkey import ValkeyStore
+        except ModuleNotFoundError as error:
+            raise InvalidSetting(
+                f"The store on a Valkey Cluster wants a driver ({error.name}): pip install 'chatstate[valkey]'"
+            ) from None
         return ValkeyStore(url, allow_unsafe)
     raise InvalidSetting(
-        f"No store is known for URLs that begin with {scheme!r}. Use --store sqlite:///chatstate.db or "
-        "--store postgresql://user:password@host/database"
+        f"No store is known for URLs that begin with {scheme!r}. Use --store sqlite:///chatstate.db, "
+        "--store postgresql://user:password@host/database or --store valkey://user:password@host:port"
     )
 
 
