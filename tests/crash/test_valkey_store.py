@@ -29,8 +29,8 @@ SKIPS = 1000
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ValkeyCluster]:
-    """Three shards, each with a replica; on the disk."""
-    with ValkeyCluster(3, 1) as running:
+    """Three shards, each with a replica, whose links can be cut; on the disk."""
+    with ValkeyCluster(3, 1, links=True) as running:
         yield running
 
 
@@ -44,24 +44,30 @@ def servers(cluster: ValkeyCluster, tmp_path: Path) -> Iterator[list[ServerProce
         yield [stack.enter_context(ServerProcess(url, folder)) for folder in folders]
 
 
-def kill(node: ValkeyNode) -> None:
+def kill(_cluster: ValkeyCluster, node: ValkeyNode) -> None:
     node.kill()
 
 
-def pause(node: ValkeyNode) -> None:
+def pause(_cluster: ValkeyCluster, node: ValkeyNode) -> None:
     node.pause()
 
 
-def come_back(node: ValkeyNode) -> None:
+def cut_off(cluster: ValkeyCluster, node: ValkeyNode) -> None:
+    """From all other nodes, not from the servers, which go on asking it."""
+    cluster.isolate(node)
+
+
+def come_back(cluster: ValkeyCluster, node: ValkeyNode) -> None:
+    cluster.heal()
     if node.paused:
         node.wake()
     else:
         node.start()
 
 
-@pytest.mark.parametrize("fault", [kill, pause])
+@pytest.mark.parametrize("fault", [kill, pause, cut_off])
 async def test_a_primary_that_fails_under_load_takes_nothing_acknowledged_with_it(
-    fault: Callable[[ValkeyNode], None], cluster: ValkeyCluster, servers: list[ServerProcess]
+    fault: Callable[[ValkeyCluster, ValkeyNode], None], cluster: ValkeyCluster, servers: list[ServerProcess]
 ) -> None:
     history = History(skips=SKIPS, staleness=STALE_SECONDS, dirty=True)
     for number in range(FAULTS):
@@ -70,9 +76,9 @@ async def test_a_primary_that_fails_under_load_takes_nothing_acknowledged_with_i
             loads = [await stack.enter_async_context(Load(history, server.port, workers=8)) for server in servers]
             await asyncio.gather(*(load.acknowledgements(100) for load in loads))
             victim = await asyncio.to_thread(cluster.primary, shard)
-            await asyncio.to_thread(fault, victim)
+            await asyncio.to_thread(fault, cluster, victim)
             await asyncio.to_thread(cluster.await_promotion, victim, shard)
-            await asyncio.to_thread(come_back, victim)
+            await asyncio.to_thread(come_back, cluster, victim)
             await asyncio.to_thread(cluster.await_whole)
             async with asyncio.timeout(AGAIN_SECONDS):
                 await asyncio.gather(*(load.acknowledgements(100) for load in loads))
