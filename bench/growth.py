@@ -199,9 +199,9 @@ def _batches(writes: Iterable[Save], batch: int) -> Iterator[list[Save]]:
         yield collected
 
 
-def new_sessions(numbers: Iterable[int]) -> Iterator[Save]:
-    """Small ones, with ids of these numbers."""
-    texts = states(SMALL)
+def new_sessions(numbers: Iterable[int], state_bytes: int = SMALL) -> Iterator[Save]:
+    """With ids of these numbers."""
+    texts = states(state_bytes)
     for number in numbers:
         yield _save(number, texts[number % len(texts)].replace(MARK, f"{number:012d}"))
 

@@ -26,8 +26,8 @@ SHARDS = (1, 2, 3)
 LEAST_SAVES, LEAST_LOADS = 4.0, 6.0
 """The floors: how many times as many saves and loads as the replaced service has, one shard with a replica has."""
 
-MANY = 100_000
-"""Sessions of which it is measured what each costs in bytes."""
+MANY = {SMALL: 100_000, 4096: 20_000}
+"""Sessions of which it is measured what each costs in bytes, by the bytes of their states."""
 
 
 class ChatStateOnValkey(ChatStateServer):
@@ -73,14 +73,25 @@ def _compare(bench: Bench, ours: Sequence[System], peers: Sequence[System]) -> N
 
 
 def _bytes(bench: Bench, systems: Sequence[System], spec: Spec) -> None:
-    """What a session with a state of so many bytes costs on each store, with its indexes."""
+    """What a session costs on each store with its indexes, and a save of it in PostgreSQL's log."""
     with bench.casting(systems, "bytes", changed(spec, sessions=1)) as cast:
         for started in cast:
-            bench.tell(f"{MANY:,} sessions: {started.name}")
-            before = _used(started)
-            write(started, new_sessions(range(1, MANY + 1)), 512)
-            each = (_used(started) - before) * 1e6 / MANY
-            bench.results.fact(PART, f"a session with {SMALL} bytes of state, {started.name}", "bytes", each)
+            for state_bytes, sessions in MANY.items():
+                bench.tell(f"{sessions:,} sessions: {started.name}")
+                _fill(bench, started, range(state_bytes * 1000, state_bytes * 1000 + sessions), state_bytes)
+
+
+def _fill(bench: Bench, started: Started, numbers: range, state_bytes: int) -> None:
+    what = f"with {state_bytes} bytes of state, {started.name}"
+    before = _used(started)
+    write(started, new_sessions(numbers, state_bytes), 512)
+    bench.results.fact(PART, f"a session {what}", "bytes", (_used(started) - before) * 1e6 / len(numbers))
+    if started.database:
+        position = "SELECT pg_current_wal_lsn() - '0/0'"
+        before = float(started.database.value(position))
+        write(started, new_sessions(numbers, state_bytes), 512)
+        logged = float(started.database.value(position)) - before
+        bench.results.fact(PART, f"log of a save {what}", "bytes", logged / len(numbers))
 
 
 def _used(started: Started) -> float:
