@@ -108,8 +108,14 @@ class Call(NamedTuple):
 
 
 def run_script(script: Script, slot: int, keys: Sequence[str], *given: str | bytes | int) -> Call:
-    """A call of a script that writes."""
-    return Call(slot, ("EVALSHA", script.sha, len(keys), *keys, *given), script)
+    """A call of a script that writes.
+
+    Behind its keys stands one that is never there. While a slot moves, a node refuses what does not have all its keys
+    there (`TRYAGAIN`, `ASK`), so it does not begin. It would begin where all are, and stop halfway: a set that the
+    script empties is missing from then on, and what it puts into it again is refused.
+    """
+    never = f"{keys[0].partition('}')[0]}}}:never"
+    return Call(slot, ("EVALSHA", script.sha, len(keys) + 1, *keys, never, *given), script)
 
 
 class Shard(Struct, frozen=True):
@@ -151,6 +157,7 @@ class Cluster:
         self.url = url
         self._allow_unsafe = allow_unsafe
         self.shards: list[Shard] = []
+        self._empty: list[Shard] = []
         self._pause = pause
         self._nodes: dict[tuple[str, int], _Node] = {}
         self._by_slot: list[Shard | None] = []
@@ -196,8 +203,10 @@ class Cluster:
             for first, last in shard.ranges:
                 by_slot[first : last + 1] = [shard] * (last + 1 - first)
         self._by_slot = by_slot
-        if shards != self.shards:  # else what was made of them holds
-            self.shards = shards
+        self._empty = [shard for shard in shards if not shard.ranges]
+        with_slots = [shard for shard in shards if shard.ranges]
+        if with_slots != self.shards:  # else what was made of them holds
+            self.shards = with_slots
 
     def _node(self, place: tuple[str, int]) -> _Node:
         if not self._is_open:
@@ -303,7 +312,9 @@ class Cluster:
         return again
 
     def _shard_at(self, place: tuple[str, int]) -> Shard | None:
-        return next((shard for shard in self.shards if (shard.host, shard.port) == place), None)
+        """The shard of this primary; the first slot of a new one may be about to move there."""
+        known = (*self.shards, *self._empty)
+        return next((shard for shard in known if (shard.host, shard.port) == place), None)
 
     def _needed(self, shard: Shard) -> int:
         """How many replicas must confirm a write."""
@@ -350,7 +361,7 @@ def _understood(reply: Any, is_write: bool, confirmed: bool) -> Any:
     text = _said(reply)
     if isinstance(reply, MovedError | NoScriptError) or text.startswith(_REFUSALS):
         return _Again(type(reply).__name__ if isinstance(reply, MovedError) else text)
-    if "CROSSSLOT" in text or "non local key" in text:  # the slots that a script looks at are not all here any more
+    if not is_write and ("CROSSSLOT" in text or "non local key" in text):  # not all that a script looks at is here now
         return _Again("slots are moving")
     if text.startswith("OOM"):
         return StoreFull()
@@ -372,14 +383,14 @@ def _shards(reply: Any, asked: str) -> list[Shard]:
         slots = shard[b"slots"]
         nodes = [_pairs(node) for node in shard[b"nodes"]]
         primaries = [node for node in nodes if node[b"role"] == b"master" and node[b"health"] == b"online"]
-        if not slots or not primaries:
+        if not primaries:
             continue
         host, port = _place_of(primaries[0], asked)
         replicas = [node[b"health"] for node in nodes if node[b"role"] != b"master"]
         ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
         alive = tuple(_place_of(node, asked) for node in nodes if node[b"health"] != b"fail")
         shards.append(Shard(host, port, ranges, len(replicas), replicas.count(b"fail"), alive))
-    if not shards:
+    if not any(shard.ranges for shard in shards):
         raise StoreUnavailable("No node of the Valkey Cluster has any slots yet.")
     return shards
 
