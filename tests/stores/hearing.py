@@ -37,8 +37,8 @@ class Heard:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Store]:
-    store = create_store(url)
+async def opened(url: str, *, allow_unsafe: bool = False) -> AsyncIterator[Store]:
+    store = create_store(url, allow_unsafe=allow_unsafe)
     await store.open()
     await store.migrate()
     try:

@@ -94,6 +94,8 @@ async def test_nothing_lies_there_in_the_clear(store_url: str, tmp_path: Path) -
         assert all(row.text is None or row.text.startswith(NEW.head) for row in rows)
         if store_url.startswith("sqlite"):
             assert files_with(secret, tmp_path) == []
+        elif store_url.startswith("valkey"):
+            assert await keys_with(secret, store_url) == []
         else:
             assert await tables_with(secret, store_url) == []
 
@@ -114,6 +116,26 @@ async def tables_with(text: str, url: str) -> list[str]:
             ):
                 found.append(table)
         return found
+
+
+READS = {b"string": ("GET",), b"hash": ("HGETALL",), b"zset": ("ZRANGE", "0", "-1"), b"set": ("SMEMBERS",)}
+"""What shows all of a key, by its type."""
+
+
+async def keys_with(text: str, url: str) -> list[bytes]:
+    valkey = pytest.importorskip("chatstate.stores.valkey_cluster")
+    place, found, seen = valkey.parse_url(url), [], 0
+    cluster = valkey.Cluster(place)
+    await cluster.open()
+    for node in [(shard.host, shard.port) for shard in cluster.shards]:
+        for key in await cluster.ask(node, "KEYS", f"{place.prefix}*"):
+            command, *bounds = READS[await cluster.ask(node, "TYPE", key)]
+            seen += 1
+            if text in str((key, await cluster.ask(node, command, key, *bounds))):
+                found.append(key)
+    await cluster.close()
+    assert seen >= 6
+    return found
 
 
 async def test_rows_from_before_go_on_being_read(store_url: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from chatstate.errors import OutcomeUnknown
 from chatstate.model import KEEP, SessionQuery
-from chatstate.stores import Store, create_store, postgres_connection, postgres_hints
+from chatstate.stores import Store, create_store, postgres_connection, server_hints
 from chatstate.stores.contract import CHECKS, NOW, Contract, run, saving
 from chatstate.stores.feed_contract import FeedChecks
 from chatstate.stores.postgres import PostgresStore
@@ -302,7 +302,7 @@ async def silent_url(postgres_url: str) -> str:
 async def test_without_notify_the_log_is_told_once_and_the_database_is_left_in_peace(
     silent_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(postgres_hints, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(server_hints, "RETRY_SECONDS", 0.0)
     tries = 0
     tried = asyncio.Event()
     failed = PostgresHints._failed

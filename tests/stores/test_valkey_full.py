@@ -29,7 +29,8 @@ async def cluster() -> AsyncIterator[Any]:
 
 
 async def test_what_is_full_can_be_emptied(cluster: Any) -> None:
-    async with opened(f"valkey://:{cluster.password}@127.0.0.1:{cluster.nodes[0].port}") as store:
+    url = f"valkey://:{cluster.password}@127.0.0.1:{cluster.nodes[0].port}"
+    async with opened(url, allow_unsafe=True) as store:  # it has no replicas
         putting = [PutRecord(collection="c", key=f"{n}", document="", now=NOW, expires_at=NOW) for n in range(20)]
         creation = [creating(f"{number}", created_at=NOW) for number in range(20)]
         await store.commit([*putting, *creation])

@@ -619,7 +619,11 @@ class History:
         for key, session in {**applied, **{key: name or self.arrived[key] for key, name in self.taken.items()}}.items():
             if session not in MORTALS:
                 assert {f"{key}.0 for {session}", f"{key}.1 for {session}"} <= {*leaving}
-        left = [key for keys in await self.honest._cluster.ask_all("KEYS", f"{self.honest._prefix}*") for key in keys]
+        cluster = self.honest._cluster
+        nodes = [
+            await cluster.ask((shard.host, shard.port), "KEYS", f"{self.honest._prefix}*") for shard in cluster.shards
+        ]
+        left = [key for keys in nodes for key in keys]
         assert [key for key in left if key.endswith((b":f", b":fences")) or b":out:" in key] == []
 
 

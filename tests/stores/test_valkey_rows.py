@@ -24,10 +24,9 @@ from tests.stores.test_valkey_mailbox import (
     states,
     store,
     turn,
-    valkey_url,
 )
 
-__all__ = ["store", "valkey_url"]  # fixtures
+__all__ = ["store"]  # a fixture
 
 
 _SHELVES: tuple[RowShelf, ...] = ("sessions", "inbox", "outbox")
