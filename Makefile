@@ -13,7 +13,7 @@ serve: .venv/serve  ## Serve http://localhost:3000 from ./chatstate.db (ARGS="--
 	@exec $(BIN)/chatstate serve $(ARGS)
 
 test: .venv/dev  ## Run all tests, on SQLite and on real PostgreSQL servers that come with the test tools
-	$(BIN)/pytest $(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
+	$(BIN)/pytest $(or $(ARGS),--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 
 simulate: .venv/dev  ## Random requests against a model of the rules (SEED=7 replays, STORE=sqlite, EXAMPLES=100000)
 	CHATSTATE_TEST_SEED=$(SEED) CHATSTATE_TEST_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/simulate \

@@ -17,7 +17,7 @@ from tests.servers.load import Connection, History, Load
 from tests.servers.postgres import PostgresServer
 from tests.servers.process import ServerProcess
 
-KILLS = 12
+KILLS = 8
 RESTARTS = 5
 START_SECONDS = 5.0
 RECOVERY_SECONDS = 5.0

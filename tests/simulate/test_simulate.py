@@ -24,7 +24,7 @@ from tests.servers.postgres import RunningServers
 from tests.simulate.machine import SETTINGS, Simulation
 from tests.simulate.servers import Deployment
 
-_USUAL_EXAMPLES = 150
+_USUAL_EXAMPLES = 100
 SEED = int(os.environ.get("CHATSTATE_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 EXAMPLES = int(os.environ.get("CHATSTATE_TEST_EXAMPLES") or _USUAL_EXAMPLES)
 
