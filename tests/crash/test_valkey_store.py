@@ -126,3 +126,25 @@ async def test_while_a_replica_is_away_its_shard_takes_no_write_and_says_so(
         async with asyncio.timeout(AGAIN_SECONDS):
             while (await client.post("/chat-state-sessions", json=body)).status_code != 200:
                 pass
+
+
+async def test_after_a_failover_its_shard_takes_no_write_until_the_old_primary_is_back(
+    cluster: ValkeyCluster, servers: list[ServerProcess]
+) -> None:
+    """The cluster lists it as a primary that has failed, and not as a replica: it was not waited for."""
+    await asyncio.to_thread(cluster.await_whole)
+    old = await asyncio.to_thread(cluster.primary, 0)
+    name = next(name for name in map("session {}".format, range(1000)) if cluster.shard_of(name) == 0)
+    body = {"user_session_id": name, "chat_state": "{}"}
+    async with httpx.AsyncClient(base_url=servers[0].base_url, timeout=AGAIN_SECONDS) as client:
+        assert (await client.post("/chat-state-sessions", json=body)).status_code == 201
+        await asyncio.to_thread(old.kill)
+        await asyncio.to_thread(cluster.await_promotion, old)
+        answers = [await client.post("/chat-state-sessions", json=body) for _ in range(3)]
+        assert {answer.status_code for answer in answers} == {503}
+        assert (await client.get(f"/chat-state-sessions/{name}")).status_code == 200
+        await asyncio.to_thread(old.start)
+        await asyncio.to_thread(cluster.await_whole)
+        async with asyncio.timeout(AGAIN_SECONDS):
+            while (await client.post("/chat-state-sessions", json=body)).status_code != 200:
+                pass

@@ -386,10 +386,11 @@ def _shards(reply: Any, asked: str) -> list[Shard]:
         if not primaries:
             continue
         host, port = _place_of(primaries[0], asked)
-        replicas = [node[b"health"] for node in nodes if node[b"role"] != b"master"]
+        # A primary that has failed stays one in the list until it is back, though another was elected: it is waited for too.
+        others = [node[b"health"] for node in nodes if node is not primaries[0]]
         ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
         alive = tuple(_place_of(node, asked) for node in nodes if node[b"health"] != b"fail")
-        shards.append(Shard(host, port, ranges, len(replicas), replicas.count(b"fail"), alive))
+        shards.append(Shard(host, port, ranges, len(others), others.count(b"fail"), alive))
     if not any(shard.ranges for shard in shards):
         raise StoreUnavailable("No node of the Valkey Cluster has any slots yet.")
     return shards
