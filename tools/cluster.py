@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from itertools import cycle
 from pathlib import Path
+from threading import Thread
 
 from tests.servers.ports import LOOPBACK
 from tests.servers.process import ServerProcess
@@ -76,7 +77,7 @@ Try it:
   curl http://localhost:{port}/chat-state-sessions/session_12345
 
 Kill a primary: its replica takes its place within seconds. What it had acknowledged is there, and loads go on; saves to
-that shard wait until every replica can confirm them again, so start the node again:
+that shard are refused until every replica can confirm them again. Press Enter, and the node is started again.
 
   kill -9 {victim}
 
@@ -97,12 +98,22 @@ def main() -> None:
         for _ in range(SERVERS):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatstate-cluster-")))
             servers.append(stack.enter_context(ServerProcess(url, folder)))
+        Thread(target=_start_again, args=(cluster,), daemon=True).start()
         try:
             asyncio.run(_serve(servers, port, lambda: _said(cluster, servers, port, url)))
         except KeyboardInterrupt:
             print("\nStopped.")
         except OSError as error:
             sys.exit(f"Port {port} is taken ({error.strerror}). Try: make cluster ARGS='--port {port + 10}'")
+
+
+def _start_again(cluster: ValkeyCluster) -> None:
+    """Start the nodes that were killed, at each line that is typed."""
+    for _ in sys.stdin:
+        for node in cluster.nodes:
+            if not node.running:
+                node.start()
+                print(f"127.0.0.1:{node.port} is back, process {node.pid}", flush=True)
 
 
 async def _serve(servers: list[ServerProcess], port: int, greet: Callable[[], str]) -> None:

@@ -386,7 +386,7 @@ def _shards(reply: Any, asked: str) -> list[Shard]:
         if not primaries:
             continue
         host, port = _place_of(primaries[0], asked)
-        # A primary that has failed stays one in the list until it is back, though another was elected: it is waited for too.
+        # A primary that has failed stays one in the list until it is back, though another is elected; it is waited for.
         others = [node[b"health"] for node in nodes if node is not primaries[0]]
         ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
         alive = tuple(_place_of(node, asked) for node in nodes if node[b"health"] != b"fail")
