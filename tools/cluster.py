@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -90,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make cluster", description=__doc__)
     parser.add_argument("--port", type=int, default=3000, help="of the proxy")
     port: int = parser.parse_args().port
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends it shall not leave the nodes behind
     with ExitStack() as stack:
         cluster = stack.enter_context(ValkeyCluster(SHARDS, REPLICAS, {"cluster-node-timeout": "3000"}))
         seeds = ",".join(f"{node.host}:{node.port}" for node in cluster.nodes)
