@@ -198,6 +198,9 @@ class _Suite:
                 await run(check, self._open)
         except Exception as failure:  # whatever it is, it is what the operator wants to know
             error = failure
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # what has failed is the cleaning up after Ctrl+C
+            raise asyncio.CancelledError from error
         return Result(check, time.monotonic() - started, error)
 
     async def _open(self) -> Store:
