@@ -15,11 +15,11 @@ import pytest
 from chatstate.encryption import SEALED
 from chatstate.model import Retention
 from chatstate.stores import create_store
-from chatstate.stores.valkey_cluster import Cluster, parse_url
 from chatstate.sweeper import Sweeper
 from tests.http.conftest import Server, SettableClock, Start
 from tests.http.test_endpoints import SESSIONS, assert_problem, load, put, save
 from tests.http.test_preconditions import at_once
+from tests.servers.valkey_contents import contents_of
 
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
@@ -208,23 +208,11 @@ def everything(url: str) -> str:
 
 async def _in_valkey(url: str) -> str:
     """The names and the values of all keys."""
-    seed = parse_url(url)
-    cluster = Cluster(seed)
-    await cluster.open()
-    found = []
-    for shard in cluster.shards:
-        place = (shard.host, shard.port)
-        for key in await cluster.ask(place, "KEYS", f"{seed.prefix}*"):
-            read = {b"string": ("GET",), b"hash": ("HGETALL",), b"zset": ("ZRANGE", "-", "+", "BYLEX")}
-            command, *bounds = read[await cluster.ask(place, "TYPE", key)]
-            value = await cluster.ask(place, command, key, *bounds)
-            found += [f"{key.decode()} {part.decode(errors='replace')}" for part in _flat(value)]
-    await cluster.close()
-    return "\n".join(found)
-
-
-def _flat(value: Any) -> list[bytes]:
-    return [value] if isinstance(value, bytes) else value
+    return "\n".join(
+        f"{key.decode()} {part.decode(errors='replace')}"
+        for key, parts in (await contents_of(url)).items()
+        for part in parts
+    )
 
 
 def _in_sqlite(path: str) -> str:

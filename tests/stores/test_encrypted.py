@@ -40,6 +40,7 @@ from chatstate.stores import EncryptedStore, create_store
 from chatstate.stores.base import all_readable
 from chatstate.stores.contract import NOW, saving
 from tests.servers.canaries import CANARY
+from tests.servers.valkey_contents import contents_of
 from tests.stores.old_tables import connected
 
 OLD, NEW = KeyRing([b"o" * 32]), KeyRing([b"n" * 32])
@@ -118,24 +119,10 @@ async def tables_with(text: str, url: str) -> list[str]:
         return found
 
 
-READS = {b"string": ("GET",), b"hash": ("HGETALL",), b"zset": ("ZRANGE", "0", "-1"), b"set": ("SMEMBERS",)}
-"""What shows all of a key, by its type."""
-
-
 async def keys_with(text: str, url: str) -> list[bytes]:
-    valkey = pytest.importorskip("chatstate.stores.valkey_cluster")
-    place, found, seen = valkey.parse_url(url), [], 0
-    cluster = valkey.Cluster(place)
-    await cluster.open()
-    for node in [(shard.host, shard.port) for shard in cluster.shards]:
-        for key in await cluster.ask(node, "KEYS", f"{place.prefix}*"):
-            command, *bounds = READS[await cluster.ask(node, "TYPE", key)]
-            seen += 1
-            if text in str((key, await cluster.ask(node, command, key, *bounds))):
-                found.append(key)
-    await cluster.close()
-    assert seen >= 6
-    return found
+    contents = await contents_of(url)
+    assert len(contents) >= 6
+    return [key for key, parts in contents.items() if text in str((key, parts))]
 
 
 async def test_rows_from_before_go_on_being_read(store_url: str) -> None:

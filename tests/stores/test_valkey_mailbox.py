@@ -54,6 +54,7 @@ from chatstate.model import (
 from chatstate.stores.base import AnyWrite, all_readable
 from chatstate.stores.valkey import ValkeyStore
 from chatstate.stores.valkey_cluster import Call, Cluster
+from tests.servers.valkey_contents import keys_in
 
 T = TypeVar("T")
 
@@ -619,11 +620,7 @@ class History:
         for key, session in {**applied, **{key: name or self.arrived[key] for key, name in self.taken.items()}}.items():
             if session not in MORTALS:
                 assert {f"{key}.0 for {session}", f"{key}.1 for {session}"} <= {*leaving}
-        cluster = self.honest._cluster
-        nodes = [
-            await cluster.ask((shard.host, shard.port), "KEYS", f"{self.honest._prefix}*") for shard in cluster.shards
-        ]
-        left = [key for keys in nodes for key in keys]
+        left = await keys_in(self.honest._cluster, self.honest._prefix)
         assert [key for key in left if key.endswith((b":f", b":fences")) or b":out:" in key] == []
 
 
