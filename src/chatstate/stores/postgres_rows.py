@@ -209,10 +209,7 @@ def _dropping(schema: Schema, shelf: RowShelf) -> str:
 
 
 def _filled(schema: Schema, name: str, words: dict[str, str]) -> str:
-    template = sql.statement("postgres", name)
-    for word, value in words.items():
-        template = template.replace(f"{{{word}}}", value)
-    return schema.fill(template)
+    return schema.fill(sql.filled(sql.statement("postgres", name), words))
 
 
 # --- Lists ------------------------------------------------------------------------------------------------------------

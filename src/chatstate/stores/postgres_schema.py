@@ -57,9 +57,7 @@ class Schema(Struct, frozen=True):
     def fill(self, template: str) -> str:
         name = self.name.replace("'", "''")
         words = {"table": self.table, "session_id_type": self.session_id_type, "name": f"'{name}'"}
-        for word, value in words.items():
-            template = template.replace(f"{{{word}}}", value)
-        return template
+        return sql.filled(template, words)
 
 
 class _Column(Struct, frozen=True):

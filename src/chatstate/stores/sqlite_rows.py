@@ -98,10 +98,7 @@ def _dropping(shelf: RowShelf) -> str:
 
 
 def _filled(name: str, words: dict[str, str]) -> str:
-    template = sql.statement("sqlite", name)
-    for word, value in words.items():
-        template = template.replace(f"{{{word}}}", value)
-    return template
+    return sql.filled(sql.statement("sqlite", name), words)
 
 
 _READ: dict[Kind, Callable[[Any], Any]] = {"time": time_of, "truth": bool}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -19,6 +20,13 @@ class Migration(NamedTuple):
 def statement(store: str, name: str) -> str:
     """The text of `<store>/<name>.sql`."""
     return files(__name__).joinpath(store, f"{name}.sql").read_text()
+
+
+def filled(template: str, words: Mapping[str, str]) -> str:
+    """The template with each `{word}` replaced, in the order of the words; others stay as they are."""
+    for word, value in words.items():
+        template = template.replace(f"{{{word}}}", value)
+    return template
 
 
 def clear_size(column: str) -> str:
