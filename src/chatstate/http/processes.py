@@ -109,7 +109,7 @@ class Parent:
         try:
             os.setpgid(0, 0)  # Ctrl+C is for the parent, which passes it on; twice would be a second signal
             for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, _leave)  # until the work has its own way to end
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._work(child)
             status = 0
@@ -139,6 +139,11 @@ class Parent:
         until = time.monotonic() + seconds
         while not self._ending and time.monotonic() < until:
             time.sleep(_STEP_SECONDS)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """What a signal does to a worker that is still starting: it has accepted nothing, so this is an end in order."""
+    os._exit(0)
 
 
 def _how(status: int) -> str:
