@@ -102,7 +102,8 @@ def _used(started: Started) -> float:
 
 
 async def _memory(url: str) -> float:
-    from chatstate.stores.valkey_cluster import Cluster, parse_url  # noqa: PLC0415 (the driver is an extra)
+    from chatstate.stores.valkey_cluster import Cluster  # noqa: PLC0415 (the driver is an extra)
+    from chatstate.stores.valkey_node import parse_url  # noqa: PLC0415 (the driver is an extra)
 
     cluster = Cluster(parse_url(url))
     await cluster.open()

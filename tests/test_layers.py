@@ -127,7 +127,7 @@ DRIVERS = {
     "apsw": {"sqlite"},
     "filelock": {"sqlite.py"},
     "asyncpg": {"postgres"},
-    "redis": {"valkey_cluster.py"},
+    "redis": {"valkey_cluster.py", "valkey_node.py"},
     "uvicorn": {"http", "emulator/"},
     "jsonpatch": {"patches.py"},
     "jwt": {"tokens.py"},

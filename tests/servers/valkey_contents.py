@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from chatstate.stores.valkey_cluster import Cluster, parse_url
+from chatstate.stores.valkey_cluster import Cluster
+from chatstate.stores.valkey_node import parse_url
 
 _READ = {b"string": ("GET",), b"hash": ("HGETALL",), b"zset": ("ZRANGE", "0", "-1"), b"set": ("SMEMBERS",)}
 """What shows all of a key, by its type; KeyError for another."""

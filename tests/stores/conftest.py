@@ -11,8 +11,9 @@ import asyncpg
 import pytest
 
 from chatstate.stores import postgres_hints, valkey_hints
-from chatstate.stores.valkey_cluster import Cluster, Subscription, parse_url
+from chatstate.stores.valkey_cluster import Cluster
 from chatstate.stores.valkey_keys import slot_of
+from chatstate.stores.valkey_node import Subscription, parse_url
 from tests.conftest import POSTGRES_NAMES, STORE_NAMES, VALKEY, database
 from tests.servers.postgres import RunningServers
 

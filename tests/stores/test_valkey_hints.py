@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from chatstate.stores import server_hints
-from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
+from chatstate.stores.valkey_cluster import Call, Cluster
 from chatstate.stores.valkey_hints import TAG, channel
 from chatstate.stores.valkey_keys import slot_of
+from chatstate.stores.valkey_node import parse_url
 from tests.stores.hearing import ANY, SOON, Heard, hears, opened, saving
 
 

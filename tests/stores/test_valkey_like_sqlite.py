@@ -16,7 +16,7 @@ from chatstate.model import PRESENT, IdempotencyKey, Retention, Rewrite, Save, S
 from chatstate.record import DropRecord, PutRecord, RecordQuery
 from chatstate.stores import Store, valkey_records, valkey_visits
 from chatstate.stores.base import AnyWrite, Query, Row
-from chatstate.stores.valkey_cluster import parse_url
+from chatstate.stores.valkey_node import parse_url
 from chatstate.visit import (
     Changes,
     ChangeVisit,

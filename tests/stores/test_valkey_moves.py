@@ -24,7 +24,7 @@ from chatstate.model import (
     Tag,
     utc_now,
 )
-from chatstate.stores import Store, valkey_cluster
+from chatstate.stores import Store, valkey_cluster, valkey_node
 from chatstate.stores.valkey_keys import SLOTS, digest, slot_of
 from tests.servers.valkey import ValkeyCluster, ValkeyNode
 from tests.stores.hearing import SOON, opened
@@ -289,7 +289,7 @@ async def test_what_is_asked_for_at_the_importing_node_is_confirmed_there(
     await move.begin()
     call = valkey_cluster.Call(move.slot, ("APPEND", f"moves:{{{tag}}}:x", "1"))
     assert await store.inner._cluster.write([call]) == [1]
-    monkeypatch.setattr(valkey_cluster, "CONFIRM_MILLISECONDS", 50)
+    monkeypatch.setattr(valkey_node, "CONFIRM_MILLISECONDS", 50)
     replica.pause()
     outcomes = await store.inner._cluster.write([call])
     replica.wake()

@@ -10,7 +10,8 @@ import pytest
 
 from chatstate.record import PutRecord, RecordQuery
 from chatstate.stores import Store, valkey_records
-from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
+from chatstate.stores.valkey_cluster import Call, Cluster
+from chatstate.stores.valkey_node import parse_url
 from tests.stores.hearing import opened
 
 NOW = datetime(2025, 10, 2, 10, 0, 0, 123456, UTC)

@@ -11,8 +11,9 @@ import pytest
 
 from chatstate.errors import StoreError
 from chatstate.stores import valkey_visits
-from chatstate.stores.valkey_cluster import Call, Cluster, parse_url
+from chatstate.stores.valkey_cluster import Call, Cluster
 from chatstate.stores.valkey_keys import BUCKETS, Bucket
+from chatstate.stores.valkey_node import parse_url
 from chatstate.stores.valkey_steps import Steps
 from chatstate.stores.visit_contract import creating
 from chatstate.visit import EraseVisits, Visit, VisitQuery, VisitTaken, VisitWrite

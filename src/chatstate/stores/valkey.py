@@ -41,10 +41,11 @@ from chatstate.stores import valkey_visits as visits
 from chatstate.stores.base import AnyWrite, Outcome, Query, Row, Store, StoreStatus
 from chatstate.stores.feed import Changed, Feed
 from chatstate.stores.replies import Sealing, Written
-from chatstate.stores.valkey_cluster import Call, Cluster, Shard, parse_url
+from chatstate.stores.valkey_cluster import Call, Cluster, Shard
 from chatstate.stores.valkey_hints import ValkeyHints
 from chatstate.stores.valkey_keys import slot_of
 from chatstate.stores.valkey_mailbox import Mail
+from chatstate.stores.valkey_node import parse_url
 from chatstate.stores.valkey_steps import Steps, carry_out
 from chatstate.visit import UserSessionQuery, VisitQuery, VisitWrite
 

@@ -13,8 +13,9 @@ from uuid import uuid4
 
 from chatstate.errors import StoreError
 from chatstate.stores.server_hints import ServerHints
-from chatstate.stores.valkey_cluster import Call, Cluster, Subscription
+from chatstate.stores.valkey_cluster import Call, Cluster
 from chatstate.stores.valkey_keys import slot_of
+from chatstate.stores.valkey_node import Subscription
 
 TAG = "hints"
 """The hash tag of the channel."""

@@ -31,9 +31,10 @@ from chatstate.stores import valkey_visits as visits
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
 from chatstate.stores.valkey_boxes import Name, bucket_sets
-from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
+from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
 from chatstate.stores.valkey_lists import ALL, Bounds, SortedSet, count_members, first_members, of_all_slots
+from chatstate.stores.valkey_node import EPOCH
 from chatstate.stores.valkey_sessions import check_text, forget_call, load_call, session_of
 from chatstate.stores.valkey_steps import Steps, carry_out, reply_to
 

@@ -42,9 +42,10 @@ from chatstate.model import (
 )
 from chatstate.stores.base import Outcome
 from chatstate.stores.lua import script
-from chatstate.stores.valkey_cluster import EPOCH, Call, Cluster, run_script
+from chatstate.stores.valkey_cluster import Call, Cluster, run_script
 from chatstate.stores.valkey_keys import SessionKeys, time_of, time_text
 from chatstate.stores.valkey_lists import Bounds, first_members, of_all_slots
+from chatstate.stores.valkey_node import EPOCH
 from chatstate.stores.valkey_steps import Steps, reply_to
 
 HEAD = 98
