@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from contextlib import suppress
 from typing import Self
@@ -24,10 +25,12 @@ class FaultProxy:
     """Forwards to one address until told otherwise; the faults may be switched at any time inside the event loop.
 
     `port`: where it listens on 127.0.0.1. `connections`: how many it accepted. `cuts`: how many connections it reset.
+    `tls`: what it shows its clients, and asks of them; none between it and the target.
     """
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self.target = (target_host, target_port)
+        self._tls = tls
         self.port = 0
         self.connections = 0
         self.cuts = 0
@@ -40,7 +43,7 @@ class FaultProxy:
         self._listener: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self.accept, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self.accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 

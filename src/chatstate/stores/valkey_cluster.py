@@ -127,7 +127,7 @@ class Cluster:
                 (reply,) = await self._node(place).run([("CLUSTER", "SHARDS")])
                 if isinstance(reply, Exception):
                     raise reply
-                return _shards(reply, place[0])
+                return _shards(reply, place[0], self.url.tls is not None)
             except (RedisError, OSError, StoreError, NotSent) as error:
                 reasons.append(str(error) or type(error).__name__)
         raise StoreUnavailable(f"No node of the Valkey Cluster at {self.url.place} answers: {'; '.join(reasons)}")
@@ -311,8 +311,8 @@ def _said(error: Exception) -> str:
     return f"{code} {text}" if code and not text.startswith(code) else text
 
 
-def _shards(reply: Any, asked: str) -> list[Shard]:
-    """What `CLUSTER SHARDS` says (Valkey command reference)."""
+def _shards(reply: Any, asked: str, tls: bool) -> list[Shard]:
+    """What `CLUSTER SHARDS` says (Valkey command reference) to whoever has asked at this address."""
     shards = []
     for shard in map(_pairs, reply):
         slots = shard[b"slots"]
@@ -320,22 +320,24 @@ def _shards(reply: Any, asked: str) -> list[Shard]:
         primaries = [node for node in nodes if node[b"role"] == b"master" and node[b"health"] == b"online"]
         if not primaries:
             continue
-        host, port = _place_of(primaries[0], asked)
+        host, port = _place_of(primaries[0], asked, tls)
         # A primary that has failed stays one in the list until it is back, though another is elected; it is waited for.
         others = [node[b"health"] for node in nodes if node is not primaries[0]]
         ranges = tuple(zip(slots[::2], slots[1::2], strict=True))
-        alive = tuple(_place_of(node, asked) for node in nodes if node[b"health"] != b"fail")
+        alive = tuple(_place_of(node, asked, tls) for node in nodes if node[b"health"] != b"fail")
         shards.append(Shard(host, port, ranges, len(others), others.count(b"fail"), alive))
     if not any(shard.ranges for shard in shards):
         raise StoreUnavailable("No node of the Valkey Cluster has any slots yet.")
     return shards
 
 
-def _place_of(node: Mapping[bytes, Any], asked: str) -> tuple[str, int]:
-    """Its host and port. One that does not know its address is where it was asked."""
+def _place_of(node: Mapping[bytes, Any], asked: str, tls: bool) -> tuple[str, int]:
+    """Its host and port. One that does not know its address is where it was asked. Of one port alone it may tell also
+    where TLS is made by somebody in front of it."""
     name = node.get(b"endpoint") or node[b"ip"]
     host = name.decode() if name not in (b"", b"?", None) else asked
-    return host, node.get(b"port") or node[b"tls-port"]
+    ports = [node[kind] for kind in (b"tls-port", b"port") if node.get(kind)]
+    return host, ports[0 if tls else -1]
 
 
 def _pairs(flat: Sequence[Any]) -> dict[bytes, Any]:

@@ -9,9 +9,10 @@ connection what it has lost.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -41,6 +42,27 @@ EPOCH = b"\0epoch"
 others after every failover."""
 
 
+class Tls(Struct, frozen=True):
+    """Paths of PEM files, named as in a URL for PostgreSQL.
+
+    sslrootcert      who must have signed a node's certificate; None: somebody whom the system trusts
+    sslcert, sslkey  what nodes are shown that ask for a certificate, as all do by default (`tls-auth-clients`)
+    """
+
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What the driver is given."""
+        return {
+            "ssl_ca_certs": self.sslrootcert,
+            "ssl_certfile": self.sslcert,
+            "ssl_keyfile": self.sslkey,
+            "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+        }
+
+
 class ValkeyUrl(Struct, frozen=True):
     """What a store URL says. `seeds`: hosts and ports of which any one that answers will do."""
 
@@ -48,7 +70,7 @@ class ValkeyUrl(Struct, frozen=True):
     username: str | None
     password: str | None
     prefix: str
-    tls: bool
+    tls: Tls | None
 
     @property
     def place(self) -> str:
@@ -61,7 +83,8 @@ _PREFIX = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 def parse_url(url: str) -> ValkeyUrl:
-    """`valkey://user:password@host:port,host:port?prefix=cs:`, or `valkeys://` with TLS. Raises `InvalidSetting`."""
+    """`valkey://user:password@host:port,host:port?prefix=cs:`, or `valkeys://` with TLS and what is of it, as in
+    `&sslrootcert=/etc/ssl/our.pem`. Raises `InvalidSetting`."""
     scheme, _, rest = url.partition("://")
     login, at, place = rest.partition("?")[0].rstrip("/").rpartition("@")
     found = [_SEED.fullmatch(seed) for seed in place.split(",")]
@@ -70,18 +93,33 @@ def parse_url(url: str) -> ValkeyUrl:
             "The store URL cannot be taken apart: valkey://user:password@host:port,host:port. Special characters in "
             "the user name or password must be written with %: / as %2F, # as %23, ? as %3F, @ as %40, : as %3A."
         )
-    query = dict(parse_qsl(url.partition("?")[2]))
+    query = dict(parse_qsl(url.partition("?")[2], keep_blank_values=True))
     prefix = query.pop("prefix", "cs:")
-    if query or not _PREFIX.fullmatch(prefix):
-        raise InvalidSetting("A store URL for Valkey takes ?prefix=, of letters, digits and . _ : - alone.")
+    if not _PREFIX.fullmatch(prefix):
+        raise InvalidSetting("In a store URL for Valkey ?prefix= takes letters, digits and . _ : - alone.")
     username, _, password = login.partition(":")
     return ValkeyUrl(
         seeds=tuple((seed[1].strip("[]"), int(seed[2] or 6379)) for seed in found if seed),
         username=unquote(username) or None,
         password=unquote(password) or None if at else None,
         prefix=prefix,
-        tls=scheme.lower() == "valkeys",
+        tls=_tls(query, scheme.lower() == "valkeys"),
     )
+
+
+def _tls(query: Mapping[str, str], is_on: bool) -> Tls | None:
+    """What these parameters of a URL say. Raises `InvalidSetting`."""
+    names = Tls.__struct_fields__
+    for name, path in query.items():
+        if name not in names:
+            raise InvalidSetting(
+                f"A store URL for Valkey takes ?prefix=, and with TLS {', '.join(names)}; not {name!r}."
+            )
+        if not is_on:
+            raise InvalidSetting(f"{name} in the store URL is for TLS: valkeys:// in place of valkey://.")
+        if not os.access(path, os.R_OK):
+            raise InvalidSetting(f"{name} in the store URL: the file {path!r} cannot be read.")
+    return Tls(**query) if is_on else None
 
 
 class NotSent(StoreUnavailable):
@@ -210,7 +248,7 @@ class Node:
     async def connect(self) -> Connection:
         """A further connection. Raises `NotSent`."""
         host, port = self._place
-        options: dict[str, Any] = {"ssl_min_version": ssl.TLSVersion.TLSv1_2} if self._url.tls else {}
+        options = self._url.tls.options() if self._url.tls else {}
         connection = (SSLConnection if self._url.tls else Connection)(
             host=host,
             port=port,
