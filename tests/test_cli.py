@@ -29,7 +29,7 @@ LAST_LINE = "Stop with Ctrl+C.\n\n"
 SCRIPT = Path(sys.executable).with_name("chatstate")
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+def run(folder: Path, *arguments: str, seconds: float = SECONDS, **environment: str) -> tuple[int, str]:
     """Run the program to its end in `folder`; its exit code, and all that it prints."""
     ended = subprocess.run(
         [*PROGRAM, *arguments],
@@ -38,7 +38,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     return ended.returncode, ended.stdout.decode()

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from chatstate.encryption import KeyRing
 from chatstate.model import Save, utc_now
 from chatstate.stores import Store, create_store
 from chatstate.stores.feed import Feed
@@ -37,8 +38,8 @@ class Heard:
 
 
 @asynccontextmanager
-async def opened(url: str, *, allow_unsafe: bool = False) -> AsyncIterator[Store]:
-    store = create_store(url, allow_unsafe=allow_unsafe)
+async def opened(url: str, key_ring: KeyRing | None = None, *, allow_unsafe: bool = False) -> AsyncIterator[Store]:
+    store = create_store(url, key_ring=key_ring, allow_unsafe=allow_unsafe)
     await store.open()
     await store.migrate()
     try:

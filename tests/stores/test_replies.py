@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 
 import pytest
 
 from chatstate.encryption import KeyRing, new_key
-from chatstate.stores import Store, create_store
+from chatstate.stores import Store
 from chatstate.stores.feed import Feed
 from chatstate.stores.replies import READ_SECONDS, REPEAT_SECONDS, Replies, Sealing
+from tests.stores.hearing import opened
 
 SOON = 10.0
 
@@ -162,17 +161,6 @@ def test_lost_messages_are_made_up_for(network: Network, seed: int) -> None:
 
 
 # --- Between servers --------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def opened(url: str, ring: KeyRing | None) -> AsyncIterator[Store]:
-    store = create_store(url, key_ring=ring)
-    await store.open()
-    await store.migrate()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 class Reader:
