@@ -69,6 +69,10 @@ class CommandRefused(StoreUnavailable):
     """A node does not carry out a command, perhaps because this user may not."""
 
 
+class SlotsMoving(StoreUnavailable):
+    """A script that looks into many slots has found one that is, or is about to be, on another node."""
+
+
 class _Again(Exception):
     """Nothing has happened; it may work soon, perhaps there. `why` for people."""
 
@@ -190,11 +194,15 @@ class Cluster:
 
     async def read(self, calls: Sequence[Call]) -> list[Any]:
         """The replies, in order. Raises `StoreUnavailable` unless there are all of them."""
-        replies = await self._run(calls, is_write=False)
+        replies = await self.read_some(calls)
         for reply in replies:
             if isinstance(reply, StoreError):
                 raise reply
         return replies
+
+    async def read_some(self, calls: Sequence[Call]) -> list[Any]:
+        """The replies, in order; in the place of one that there is not, an error."""
+        return await self._run(calls, is_write=False)
 
     async def write(self, calls: Sequence[Call]) -> list[Any]:
         """The replies, in order, once what was written is confirmed; in the place of one that is not, an error."""
@@ -296,8 +304,8 @@ def _understood(reply: Any, is_write: bool, confirmed: bool) -> Any:
     text = _said(reply)
     if isinstance(reply, MovedError | NoScriptError) or text.startswith(_REFUSALS):
         return _Again(type(reply).__name__ if isinstance(reply, MovedError) else text)
-    if not is_write and ("CROSSSLOT" in text or "non local key" in text):  # not all that a script looks at is here now
-        return _Again("slots are moving")
+    if not is_write and ("CROSSSLOT" in text or "non local key" in text):
+        return SlotsMoving("Slots of the Valkey Cluster are moving.")
     if text.startswith("OOM"):
         return StoreFull()
     _log.error("Valkey cannot carry out a command: %s", text)

@@ -3,17 +3,19 @@
 Each node is asked for the first member of each of its sets, some hundreds of sets with one script, so that it never
 stops for long; then those sets alone are asked for more whose first member is among the first so many of all, and
 again those alone that may have more of them. A page costs a look into every set, whatever is in them: 16384 for
-sessions, 256 for all else (docs/explanation/scale.md).
+sessions, 256 for all else (docs/explanation/scale.md). Where slots are moving each set is asked for by itself: it is
+on the one node or the other as a whole, and the cluster says on which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from chatstate.errors import StoreError
 from chatstate.stores.lua import Script, script
-from chatstate.stores.valkey_cluster import Call, Cluster
+from chatstate.stores.valkey_cluster import Call, Cluster, SlotsMoving
 from chatstate.stores.valkey_keys import BUCKETS, Collection, bucket_tag, slot_of, slot_tags
 
 _AT_ONCE = 512
@@ -114,8 +116,7 @@ def _may_have_more(found: Sequence[Member], limit: int, end: bytes, bounds: Boun
 
 async def count_members(cluster: Cluster, sets: Sequence[SortedSet], bounds: Bounds) -> int:
     """How many there are."""
-    calls = [_over(part, _COUNT, bounds.first, bounds.last) for part in _parts(cluster, sets)]
-    return sum(await cluster.read(calls))
+    return sum([count for _, count in await _told(cluster, sets, _COUNT, bounds.first, bounds.last)])
 
 
 def _range(one: SortedSet, bounds: Bounds, limit: int) -> Call:
@@ -132,13 +133,30 @@ async def look_into(
     cluster: Cluster, sets: Sequence[SortedSet], script: Script, *given: str | bytes | int
 ) -> list[Member]:
     """The members that a script finds in these sets, and in which set each is."""
-    parts = _parts(cluster, sets)
-    replies = await cluster.read([_over(part, script, *given) for part in parts])
     return [
-        Member(member, part.sets[place])
-        for part, flat in zip(parts, replies, strict=True)
+        Member(member, some[place])
+        for some, flat in await _told(cluster, sets, script, *given)
         for place, member in zip(flat[::2], flat[1::2], strict=True)
     ]
+
+
+async def _told(
+    cluster: Cluster, sets: Sequence[SortedSet], script: Script, *given: str | bytes | int
+) -> list[tuple[Sequence[SortedSet], Any]]:
+    """What a script tells of these sets, some hundreds at once, or one where slots are moving."""
+    parts = _parts(cluster, sets)
+    replies = await cluster.read_some([_over(part, script, *given) for part in parts])
+    told: list[tuple[Sequence[SortedSet], Any]] = []
+    apart: list[SortedSet] = []
+    for part, reply in zip(parts, replies, strict=True):
+        if isinstance(reply, SlotsMoving):
+            apart += part.sets
+        elif isinstance(reply, StoreError):
+            raise reply
+        else:
+            told.append((part.sets, reply))
+    replies = await cluster.read([_into(one, script, *given) for one in apart])
+    return [*told, *(([one], reply) for one, reply in zip(apart, replies, strict=True))]
 
 
 class _Part(NamedTuple):
@@ -153,6 +171,12 @@ def _over(part: _Part, script: Script, *given: str | bytes | int) -> Call:
     first = part.sets[0]
     words = ("EVALSHA_RO", script.sha, 0, first.before, first.after, part.tags, *given)
     return Call(first.slot, words, script)
+
+
+def _into(one: SortedSet, script: Script, *given: str | bytes | int) -> Call:
+    """The same for one set, whose name the node is given as a key: so it says whether it has it."""
+    words = ("EVALSHA_RO", script.sha, 1, one.name, one.before, one.after, one.tag, *given)
+    return Call(one.slot, words, script)
 
 
 _known: dict[int, tuple[object, object, list[_Part]]] = {}
