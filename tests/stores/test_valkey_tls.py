@@ -95,6 +95,18 @@ async def test_a_node_whose_authority_is_not_trusted_is_told_nothing(url: str) -
 
 
 @pytest.mark.parametrize("fronts", [ONE_PORT], indirect=True)
+async def test_whom_the_system_trusts_is_trusted_only_where_nobody_is_named(
+    url: str, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))  # what OpenSSL takes for the system's
+    async with opened(without(url, "sslrootcert")):
+        pass
+    another = Authority(tmp_path / "another").file
+    with pytest.raises(StoreUnreachable, match="certificate verify failed"):
+        await create_store(url.replace(str(authority.file), str(another))).open()
+
+
+@pytest.mark.parametrize("fronts", [ONE_PORT], indirect=True)
 async def test_whoever_shows_no_certificate_is_let_in_nowhere(url: str) -> None:
     with pytest.raises(StoreUnreachable, match="No node of the Valkey Cluster"):
         await create_store(without(without(url, "sslcert"), "sslkey")).open()
@@ -107,6 +119,8 @@ async def test_whoever_shows_no_certificate_is_let_in_nowhere(url: str) -> None:
         ("valkeys://localhost?sslrootcert={here}.missing", "sslrootcert .* cannot be read"),
         ("valkeys://localhost?sslcert=", "sslcert .* cannot be read"),
         ("valkeys://localhost?sslmode=require", "not 'sslmode'"),
+        ("valkeys://localhost?sslrootcert={here}", "They are PEM files"),
+        ("valkeys://localhost?sslcert={here}", "sslkey is the key of sslcert"),
     ],
 )
 def test_parameters_of_tls_that_cannot_be_meant_are_explained(url: str, message: str) -> None:

@@ -53,14 +53,14 @@ class Tls(Struct, frozen=True):
     sslcert: str | None = None
     sslkey: str | None = None
 
-    def options(self) -> dict[str, Any]:
-        """What the driver is given."""
-        return {
-            "ssl_ca_certs": self.sslrootcert,
-            "ssl_certfile": self.sslcert,
-            "ssl_keyfile": self.sslkey,
-            "ssl_min_version": ssl.TLSVersion.TLSv1_2,
-        }
+    def context(self) -> ssl.SSLContext:
+        """Made anew for each connection, so that files may be replaced. Raises OSError."""
+        # The driver's own would trust the system beside whom is named, and read all of its certificates for that.
+        context = ssl.create_default_context(cafile=self.sslrootcert)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.sslcert:
+            context.load_cert_chain(self.sslcert, self.sslkey, password="")  # else OpenSSL asks at the terminal
+        return context
 
 
 class ValkeyUrl(Struct, frozen=True):
@@ -119,7 +119,17 @@ def _tls(query: Mapping[str, str], is_on: bool) -> Tls | None:
             raise InvalidSetting(f"{name} in the store URL is for TLS: valkeys:// in place of valkey://.")
         if not os.access(path, os.R_OK):
             raise InvalidSetting(f"{name} in the store URL: the file {path!r} cannot be read.")
-    return Tls(**query) if is_on else None
+    if not is_on:
+        return None
+    tls = Tls(**query)
+    try:
+        tls.context()
+    except OSError as error:
+        raise InvalidSetting(
+            f"The certificates that the store URL names cannot be used: {error}. They are PEM files; sslkey is the key "
+            "of sslcert, without a password."
+        ) from None
+    return tls
 
 
 class NotSent(StoreUnavailable):
@@ -248,8 +258,8 @@ class Node:
     async def connect(self) -> Connection:
         """A further connection. Raises `NotSent`."""
         host, port = self._place
-        options = self._url.tls.options() if self._url.tls else {}
-        connection = (SSLConnection if self._url.tls else Connection)(
+        tls = self._url.tls
+        connection = (SSLConnection if tls else Connection)(
             host=host,
             port=port,
             username=self._url.username,
@@ -259,9 +269,10 @@ class Node:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
             client_name="chatstate",
-            **options,
         )
         try:
+            if tls and isinstance(connection, SSLConnection):
+                connection.ssl_context.context = await asyncio.to_thread(tls.context)  # the system's may take a while
             async with asyncio.timeout(ANSWER_SECONDS):
                 await connection.connect()  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
