@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import POSTGRES_NAMES, database
 from tests.servers.load import History, Load
 from tests.servers.postgres import RunningServers, poll_until
-from tests.servers.process import ServerProcess
+from tests.servers.process import PROGRAM, ServerProcess
 
 SECONDS = 10.0
 KILLS = 3
@@ -109,3 +109,16 @@ def test_workers_whose_parent_is_killed_end_too(server: ServerProcess) -> None:
     assert not left
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.base_url}/healthz")
+
+
+def test_the_end_of_a_child_of_somebody_else_is_no_matter(servers: RunningServers, tmp_path: Path) -> None:
+    """As process 1 of a container, and after `exec` in a script, it gets such children: it fell over the first one."""
+    script = ("/bin/sh", "-c", 'true & exec "$@"', "sh", *PROGRAM)
+    with (
+        database(POSTGRES_NAMES[0], servers, tmp_path) as url,
+        ServerProcess(url, tmp_path, program=script, arguments=("--workers", "2")) as server,
+    ):
+        workers(server)[1].kill()
+        assert poll_until(lambda: "another one takes its place" in server.output, SECONDS), server.output
+        assert server.terminate() == 0, server.output
+        assert "Traceback" not in server.output

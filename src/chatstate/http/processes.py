@@ -125,6 +125,8 @@ class Parent:
     def _buried(self) -> int:
         """Wait until a worker ends. Its exit status; negative: the number of the signal that has killed it."""
         process, result = os.waitpid(-1, 0)
+        while process not in self._alive:  # process 1 of a container is given the children of those that have ended
+            process, result = os.waitpid(-1, 0)
         self._failures = 0 if time.monotonic() - self._alive.pop(process) > LONG_ENOUGH_SECONDS else self._failures + 1
         return os.waitstatus_to_exitcode(result)
 
