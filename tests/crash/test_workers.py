@@ -102,6 +102,15 @@ def test_an_end_while_a_worker_is_being_replaced_is_in_order(number: Signals, se
     assert not new[0].is_running()
 
 
+def test_no_worker_is_started_when_the_end_has_begun(servers: RunningServers, tmp_path: Path) -> None:
+    """Those that were still to come at Ctrl+C were started, heard nothing of it, and went on to serve."""
+    with (
+        database(POSTGRES_NAMES[0], servers, tmp_path) as url,
+        ServerProcess(url, tmp_path, arguments=("--workers", "4")) as server,
+    ):
+        assert server.terminate(SIGINT) == 0, server.output
+
+
 def test_workers_whose_parent_is_killed_end_too(server: ServerProcess) -> None:
     both = workers(server)
     server.kill()

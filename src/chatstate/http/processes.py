@@ -69,7 +69,7 @@ class Parent:
         gc.collect()
         gc.freeze()  # what is there now, the workers share
         if not self._start(is_first=True):
-            return self._buried()
+            return self._buried() if self._alive else 0
         for _ in range(self._count - 1):
             self._start()
         worst = 0
@@ -87,11 +87,15 @@ class Parent:
             os.kill(process, number)
 
     def _start(self, is_first: bool = False) -> bool:
-        """Start a worker. Whether it has come to answer requests; else it has ended, or is about to."""
-        started, ready = os.pipe()
+        """Start a worker, unless the end has begun. Whether it has come to answer requests; else it has ended, or is
+        about to."""
         sys.stdout.flush()
         sys.stderr.flush()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until it is known to whoever passes them on
+        if self._ending:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            return False
+        started, ready = os.pipe()
         process = os.fork()
         if process == 0:
             os.close(started)
@@ -133,8 +137,7 @@ class Parent:
     def _replace(self, status: int) -> None:
         _log.warning("a worker has %s; another one takes its place", _how(status))
         self._rest(_PAUSES_SECONDS[min(self._failures, len(_PAUSES_SECONDS) - 1)])
-        if not self._ending:
-            self._start()
+        self._start()
 
     def _rest(self, seconds: float) -> None:
         """Do nothing for so long, unless the end begins."""
