@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import POSTGRES_NAMES, database
+from tests.crash.test_shutdown import AT_ONCE_SECONDS, half_open, refused
 from tests.servers.load import History, Load
 from tests.servers.postgres import RunningServers, poll_until
 from tests.servers.process import PROGRAM, ServerProcess
@@ -84,6 +85,20 @@ async def test_an_orderly_end_of_all_answers_what_was_accepted(number: Signals, 
     assert server.output.count("everything that was accepted has been answered") == 1
     assert server.output.count("listens on") == 1
     assert "workers     2 processes" in server.output
+
+
+async def test_connections_are_refused_from_the_end_on_and_a_second_signal_ends_all_at_once(
+    server: ServerProcess,
+) -> None:
+    """The parent, too, held the sockets: who came now waited for an answer, and was cut off at the end of all."""
+    both = workers(server)
+    async with half_open(server):
+        server.send(SIGINT)
+        await refused(server.port)
+        assert server.running
+        assert await asyncio.to_thread(server.terminate, SIGINT, AT_ONCE_SECONDS) != 0
+    assert not any(worker.is_running() for worker in both)
+    assert "Traceback" not in server.output
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])

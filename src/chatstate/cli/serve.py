@@ -52,7 +52,7 @@ def start(flags: Mapping[str, Any]) -> None:
         sockets = bind(LOOPBACK.get(settings.host, (settings.host,)), settings.port)
         if settings.workers == 1:
             _serve(settings, store, sockets, flags)
-        elif status := Parent(settings.workers, lambda child: _work(settings, sockets, flags, child)).run():
+        elif status := Parent(settings.workers, sockets, lambda child: _work(settings, sockets, flags, child)).run():
             sys.exit(status)
         click.echo("Stopped; everything that was accepted has been answered.")
 

@@ -15,7 +15,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from socket import socket
 from types import FrameType
 from typing import NoReturn
 
@@ -51,10 +52,15 @@ class Child:
 
 
 class Parent:
-    """The parent of `count` processes that each do `work`, which returns at their end, or raises."""
+    """The parent of `count` processes that each do `work`, which returns at their end, or raises.
 
-    def __init__(self, count: int, work: Callable[[Child], None]) -> None:
+    sockets  those that they listen on. They are closed here, too, when the end begins: else the system would go on to
+             accept connections, which nobody takes
+    """
+
+    def __init__(self, count: int, sockets: Sequence[socket], work: Callable[[Child], None]) -> None:
         self._count = count
+        self._sockets = sockets
         self._work = work
         self._alive: dict[int, float] = {}  # by process, when it was started
         self._ending = False
@@ -83,6 +89,8 @@ class Parent:
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
         self._ending = True
+        for listener in self._sockets:
+            listener.close()
         for process in list(self._alive):
             os.kill(process, number)
 
