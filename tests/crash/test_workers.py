@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import POSTGRES_NAMES, database
-from tests.crash.test_shutdown import AT_ONCE_SECONDS, half_open, refused
+from tests.crash.test_shutdown import AT_ONCE_SECONDS, THE_OTHER_HALF, half_open, refused
 from tests.servers.load import History, Load
 from tests.servers.postgres import RunningServers, poll_until
 from tests.servers.process import PROGRAM, ServerProcess
@@ -85,6 +86,20 @@ async def test_an_orderly_end_of_all_answers_what_was_accepted(number: Signals, 
     assert server.output.count("everything that was accepted has been answered") == 1
     assert server.output.count("listens on") == 1
     assert "workers     2 processes" in server.output
+
+
+async def test_a_signal_that_each_process_gets_ends_them_in_order(server: ServerProcess) -> None:
+    """As systemd sends it: with the one that the parent passes on it was the second, and cut off what was accepted."""
+    both = workers(server)
+    async with half_open(server) as connection:
+        server.send(SIGTERM)
+        await refused(server.port)
+        for worker in both:
+            with suppress(psutil.NoSuchProcess):
+                worker.terminate()
+        await connection.send(THE_OTHER_HALF)
+        assert (await connection.answer()).status == 201
+    assert await asyncio.to_thread(server.wait) == 0, server.output
 
 
 async def test_connections_are_refused_from_the_end_on_and_a_second_signal_ends_all_at_once(

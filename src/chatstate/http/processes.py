@@ -68,8 +68,8 @@ class Parent:
         self._parent, self._lifeline = os.pipe()
 
     def run(self) -> int:
-        """Keep them at work until SIGINT or SIGTERM, and then wait for their ends. A second signal is passed on, too,
-        and ends them at once. The exit status: 0 if all have ended in order; the first worker's, if it cannot start."""
+        """Keep them at work until SIGINT or SIGTERM, and then wait for their ends. A second signal kills them, wherever
+        they are. The exit status: 0 if all have ended in order; the first worker's, if it cannot start."""
         for number in _SIGNALS:
             signal.signal(number, self._end)
         gc.collect()
@@ -88,11 +88,11 @@ class Parent:
         return worst
 
     def _end(self, number: int, _frame: FrameType | None) -> None:
-        self._ending = True
         for listener in self._sockets:
             listener.close()
         for process in list(self._alive):
-            os.kill(process, number)
+            os.kill(process, signal.SIGKILL if self._ending else number)
+        self._ending = True
 
     def _start(self, is_first: bool = False) -> bool:
         """Start a worker, unless the end has begun. Whether it has come to answer requests; else it has ended, or is

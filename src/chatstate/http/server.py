@@ -173,10 +173,14 @@ class _Server(uvicorn.Server):
                     signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins the orderly end; from then on either one kills, until the process has ended."""
+        """The first signal begins the orderly end; from then on either one kills, until the process has ended.
+
+        A worker is killed by its parent, and by no second signal: systemd sends one to each process, and so does the
+        parent.
+        """
         self.should_exit = True
         for number in _SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if self._parent is None else signal.SIG_IGN)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
