@@ -76,6 +76,7 @@ async def test_a_database_that_goes_away_is_told_once_and_found_again(
                 while "first" not in heard.hints:
                     await one.commit([saving("first")])
     assert len(caplog.records) == 4, "each of the two stores tells of each outage once"
+    assert "back to the pool" not in caplog.text, "what the driver says of a lost connection is no reason"
     await own_postgres.drop_database(url)
 
 

@@ -6,6 +6,7 @@ A NOTIFY costs a commit, in which PostgreSQL lets no other one pass, and has roo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
@@ -43,12 +44,18 @@ class PostgresHints(ServerHints):
 
     async def _listen(self) -> None:
         assert self._acquire
+        is_lost = asyncio.Event()  # the connection does not say so: the pool has taken it back by then
+
+        def lost(_connection: object) -> None:
+            is_lost.set()
+            self._wake.set()
+
         async with self._acquire() as connection:
             try:
                 self._process = connection.get_server_pid()
-                connection.add_termination_listener(lambda _: self._wake.set())
+                connection.add_termination_listener(lost)
                 await connection.add_listener(CHANNEL, self._notified)
-                await self._talk(lambda messages: connection.execute(_NOTIFY, CHANNEL, messages), connection.is_closed)
+                await self._talk(lambda messages: connection.execute(_NOTIFY, CHANNEL, messages), is_lost.is_set)
             finally:
                 with suppress(*DRIVER_ERRORS):  # the pool makes another one; this one still listens
                     await connection.close(timeout=_GOODBYE_SECONDS)
