@@ -9,9 +9,11 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import apsw
 import asyncpg
@@ -307,6 +309,26 @@ async def _schemas(url: str) -> set[str]:
     rows = await connection.fetch("SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'")
     await connection.close()
     return {name for (name,) in rows}
+
+
+def test_who_may_not_read_our_tables_is_told_so(url: str, tmp_path: Path) -> None:
+    """They were taken for a table of another program, which might be in use."""
+    asyncio.run(_migrated(url))
+    with unprivileged(url) as poor:
+        status, output = check_named(tmp_path, poor)
+    assert status == 1
+    assert output.startswith("chatstate: The database user lacks a privilege (permission denied for "), output
+    assert "GRANT it USAGE" in output
+
+
+@contextmanager
+def unprivileged(url: str) -> Iterator[str]:
+    """The URL of a user who may log in, and no more."""
+    name = f"poor_{uuid.uuid4().hex}"
+    asyncio.run(execute(url, f"CREATE ROLE {name} LOGIN PASSWORD '{name}'"))
+    parts = urlsplit(url)
+    yield parts._replace(netloc=f"{name}:{name}@{parts.netloc.rpartition('@')[2]}").geturl()
+    asyncio.run(execute(url, f"DROP ROLE {name}"))
 
 
 @pytest.mark.parametrize(

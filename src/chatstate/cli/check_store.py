@@ -15,7 +15,14 @@ import click
 
 from chatstate.cli.common import STORE_SETTINGS, mistakes_explained, settings_of, store_of, with_settings
 from chatstate.config import SETTINGS, Settings
-from chatstate.errors import ChatStateError, StartError, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.errors import (
+    ChatStateError,
+    PrivilegeMissing,
+    StartError,
+    StoreError,
+    StoreUnavailable,
+    StoreUnreachable,
+)
 from chatstate.mailbox import InboxQuery, OutboxQuery
 from chatstate.model import StoredQuery, utc_now
 from chatstate.stores import EncryptedStore, Store, create_tuning
@@ -273,6 +280,8 @@ async def _held(store: Store, url: str) -> str:
             if await inner.list(query):
                 return name
         return ""
+    except PrivilegeMissing as error:
+        raise StartError(error.message) from error
     except StoreUnavailable:
         return await _held_by_another_program(url)
 
