@@ -191,12 +191,12 @@ def test_an_engine_on_which_the_tables_cannot_be_made_is_quoted(url: str, tmp_pa
     assert "It said: CREATE SCHEMA inside a DO block" in output
 
 
-async def _sleeps(url: str) -> None:
+async def _sleeps(url: str, verb: str = "INSERT") -> None:
     await execute(
         url,
         "CREATE FUNCTION sleep() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;"
-        "CREATE TRIGGER sleep BEFORE INSERT ON chat_state_sessions FOR EACH ROW EXECUTE FUNCTION sleep()",
+        f"CREATE TRIGGER sleep BEFORE {verb} ON chat_state_sessions FOR EACH ROW EXECUTE FUNCTION sleep()",
     )
 
 
@@ -217,14 +217,13 @@ async def _migrated(url: str) -> None:
     await store.close()
 
 
-def test_ctrl_c_ends_it_in_order(url: str, tmp_path: Path) -> None:
-    asyncio.run(_migrated(url))
-    asyncio.run(_sleeps(url))
-    output = tmp_path / "output"
+def interrupted(url: str, folder: Path, *options: str) -> str:
+    """What it prints at Ctrl+C, which comes when the database sleeps."""
+    output = folder / "output"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [*PROGRAM, "check-store", "--only", "a_replaced*", "--only", "every_plain*"],
-            cwd=tmp_path,
+            [*PROGRAM, "check-store", *options],
+            cwd=folder,
             env=clean_environment(CHATSTATE_STORE=url, PYTHONUNBUFFERED="1"),
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -236,9 +235,28 @@ def test_ctrl_c_ends_it_in_order(url: str, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert "Stopped. What the check had made was removed." in output.read_text()
     assert "Traceback" not in output.read_text()
+    return output.read_text()
+
+
+def test_ctrl_c_ends_it_in_order(url: str, tmp_path: Path) -> None:
+    asyncio.run(_migrated(url))
+    asyncio.run(_sleeps(url))
+    output = interrupted(url, tmp_path, "--only", "a_replaced*", "--only", "every_plain*")
+    assert "Stopped. What the check had made was removed." in output
     assert set(asyncio.run(rows_left(url)).values()) == {0}
+
+
+def test_what_ctrl_c_leaves_behind_is_said(url: str, tmp_path: Path) -> None:
+    """It was said to be removed, whatever had become of that."""
+    asyncio.run(_migrated(url))
+    asyncio.run(_sleeps(url, "UPDATE"))
+    keep = "$$ BEGIN RAISE EXCEPTION 'kept'; END $$"
+    asyncio.run(execute(url, f"CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS {keep}"))
+    on = "BEFORE DELETE ON chat_state_sessions FOR EACH ROW EXECUTE FUNCTION keep()"
+    asyncio.run(execute(url, f"CREATE TRIGGER keep {on}"))
+    output = interrupted(url, tmp_path, "--only", "a_replaced*")
+    assert "Stopped. What the check had made could not be removed. Drop the database." in output
 
 
 async def _sleeping(url: str) -> bool:

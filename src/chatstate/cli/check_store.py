@@ -27,7 +27,7 @@ from chatstate.mailbox import InboxQuery, OutboxQuery
 from chatstate.model import StoredQuery, utc_now
 from chatstate.stores import EncryptedStore, Store, create_tuning
 from chatstate.stores.base import Query
-from chatstate.stores.contract import CHECKS, Contract, run
+from chatstate.stores.contract import CHECKS, NOT_REMOVED, Contract, run
 from chatstate.visit import VisitQuery
 
 
@@ -113,7 +113,7 @@ def check_store(
         try:
             asyncio.run(suite.run(checks, even_in_use))
         except KeyboardInterrupt:
-            click.echo("\nStopped. What the check had made was removed.", err=True)
+            click.echo(f"\nStopped. {suite.rest}", err=True)
             sys.exit(130)
     sys.exit(suite.conclude(len(checks)))
 
@@ -139,6 +139,7 @@ class _Suite:
         self._settings, self._seconds, self._verbose = settings, seconds, verbose
         self._results: list[Result] = []
         self._left = ""  # of what the checks have made
+        self.rest = "What the check had made was removed."  # as far as is known, of the one that is interrupted
         self._shows_progress = sys.stdout.isatty()
 
     async def run(self, checks: Sequence[str], even_in_use: bool) -> None:
@@ -205,6 +206,10 @@ class _Suite:
                 await run(check, self._open)
         except Exception as failure:  # whatever it is, it is what the operator wants to know
             error = failure
+        except BaseException as end:
+            if NOT_REMOVED in getattr(end, "__notes__", ()):
+                self.rest = f"{NOT_REMOVED} Drop the database."
+            raise
         task = asyncio.current_task()
         if task is not None and task.cancelling():  # what has failed is the cleaning up after Ctrl+C
             raise asyncio.CancelledError from error

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import cycle, product
 from typing import Any
@@ -109,17 +108,19 @@ def deleting(user_session_id: str, expect: Expect = PRESENT, now: datetime = LAT
 
 
 async def run(check: str, open_store: OpenStore) -> None:
-    """Run one of `CHECKS`, and remove what it has made."""
+    """Run one of `CHECKS`, and remove what it has made. Where that fails, too, its error has the note NOT_REMOVED."""
     contract = Contract(open_store)
     try:
         await contract.begin()
         await getattr(contract, check)()
         await contract.clear(contract.one)
-    except BaseException:
+    except BaseException as error:
         await contract.end()  # first, so that nothing is still on its way when what is there is removed
-        with suppress(ChatStateError, OSError):  # the reason is known, and is not this
+        try:
             async with asyncio.timeout(CLEARING_SECONDS):
                 await contract.clear(await contract.open_store())
+        except (ChatStateError, OSError):  # the reason is known, and is not this
+            error.add_note(NOT_REMOVED)
         raise
     finally:
         await contract.end()
@@ -127,6 +128,8 @@ async def run(check: str, open_store: OpenStore) -> None:
 
 CLEARING_SECONDS = 30
 """How long the rest of a check that has failed may take to be removed."""
+
+NOT_REMOVED = "What the check had made could not be removed."
 
 
 class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredChecks, RowChecks, FeedChecks):
