@@ -29,6 +29,7 @@ from tests.servers.postgres import RunningServers, database_of, poll_until
 from tests.servers.process import PROGRAM, clean_environment
 from tests.test_cli import run
 
+PAGE = Path(__file__).parent.parent / "docs/howto/check-a-database.md"
 SECONDS = 120.0
 A_FEW = ("--only", "a_created_*", "--only", "*message_is_settled_once*", "--only", "a_record_is_changed*")
 
@@ -114,6 +115,14 @@ def test_some_checks_on_postgresql(url: str, tmp_path: Path) -> None:
 
 def test_the_groups_are_those_of_the_suite() -> None:
     assert {group_of(check) for check in CHECKS} == set(GROUPS.values())
+
+
+def test_the_page_shows_each_group_with_as_many_checks_as_there_are() -> None:
+    page = PAGE.read_text()
+    for group in GROUPS.values():
+        count = sum(group_of(check) == group for check in CHECKS)
+        assert f"✓ {group.title:<8}  {count:>3} of {count:<3} {group.meaning}\n" in page
+    assert f"{len(CHECKS)} of {len(CHECKS)} checks hold, in " in page
 
 
 def test_a_group_or_a_pattern_chooses_checks(tmp_path: Path) -> None:
