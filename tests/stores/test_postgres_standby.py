@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from chatstate.errors import OutcomeUnknown, StoreBusy, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.errors import InvalidSetting, OutcomeUnknown, StoreBusy, StoreError, StoreUnavailable, StoreUnreachable
 from chatstate.mailbox import Receive
 from chatstate.model import ABSENT, KEEP, ReplayQuery, Rewrite, Session
 from chatstate.record import PutRecord
@@ -269,6 +269,12 @@ def test_the_hosts_of_a_url(url: str, hosts: list[tuple[str, int]]) -> None:
     parsed = postgres_connection.parse_url(url, None)
     assert list(parsed.hosts) == hosts
     assert parsed.wants_primary == (len(hosts) > 1)
+
+
+def test_a_kind_of_host_that_does_not_exist_is_explained() -> None:
+    """The driver said: is expected to be one of <built-in method values of mappingproxy object at 0x…>."""
+    with pytest.raises(InvalidSetting, match="target_session_attrs=master in the store URL must be one of primary, "):
+        postgres_connection.parse_url("postgresql://u:p@one,two/db?target_session_attrs=master", None)
 
 
 async def test_hosts_may_be_named_in_the_query(pair: Pair) -> None:

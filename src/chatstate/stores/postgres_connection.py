@@ -51,6 +51,7 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 
 _PRISMA_ONLY = {"connect_timeout", "pool_timeout", "socket_timeout", "statement_cache_size", "sslaccept", "sslidentity"}
 _LIBPQ_ONLY = {"channel_binding", "keepalives", "keepalives_idle"}
+_TARGETS = ("primary", "read-write", "standby", "prefer-standby", "read-only", "any")
 
 
 Sleep = Callable[[float], Awaitable[object]]
@@ -112,6 +113,9 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
     limit = query.pop("connection_limit", "")
     if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
         raise InvalidSetting(f"connection_limit={limit} in the store URL must be a number from 1 up.")
+    target = query.get("target_session_attrs", "")
+    if target and target not in _TARGETS:
+        raise InvalidSetting(f"target_session_attrs={target} in the store URL must be one of {', '.join(_TARGETS)}.")
     through_pooler = query.pop("pgbouncer", "false").lower() == "true"
     query = {name: value for name, value in query.items() if name not in _PRISMA_ONLY | _LIBPQ_ONLY}
     return PostgresUrl(
@@ -121,7 +125,7 @@ def parse_url(url: str, pool_size: int | None) -> PostgresUrl:
         through_pooler=through_pooler,
         settings={name: value for name, value in query.items() if name in session_settings()},
         hosts=_hosts(parts.netloc.rpartition("@")[2], query),
-        target=query.get("target_session_attrs", ""),
+        target=target,
     )
 
 
