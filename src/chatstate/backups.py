@@ -16,8 +16,8 @@ import gzip
 import os
 import secrets
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -180,23 +180,34 @@ class BackupFile:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Pages]:
-        with self._explained(), gzip.open(self._path) as file:
-            file.readline()
-            yield _Pages(file).of
+        with ExitStack() as stack:
+            with self._explained():
+                file = stack.enter_context(gzip.open(self._path))
+            yield _Pages(file, self._explained).of
 
 
 class _Pages:
-    """The rows of a file, from one end to the other."""
+    """The rows of a file, from one end to the other.
 
-    def __init__(self, file: gzip.GzipFile) -> None:
+    Only what reads the file is `explained` as its damage: what fails in the store meanwhile is not.
+    """
+
+    def __init__(self, file: gzip.GzipFile, explained: Callable[[], AbstractContextManager[None]]) -> None:
         self._file = file
-        self._ahead = self._line()
+        self._explained = explained
+        with explained():
+            file.readline()
+            self._ahead = self._line()
 
     async def of(self, shelf: RowShelf) -> AsyncIterator[Sequence[AnyRow]]:
         while page := await asyncio.to_thread(self._page, shelf):
             yield page
 
     def _page(self, shelf: RowShelf) -> list[AnyRow]:
+        with self._explained():
+            return self._read(shelf)
+
+    def _read(self, shelf: RowShelf) -> list[AnyRow]:
         page: list[AnyRow] = []
         size = 0
         while self._ahead and shelf_of(self._ahead) == shelf and len(page) < _PAGE_ROWS and size < _PAGE_BYTES:

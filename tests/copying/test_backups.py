@@ -9,7 +9,7 @@ import os
 import random
 import secrets
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -18,10 +18,12 @@ import pytest
 
 from chatstate.backups import BackupFile, new_file, write_backup
 from chatstate.copying import Copying, counts
-from chatstate.errors import StartError
-from chatstate.model import Save
-from chatstate.row import SHELVES
-from chatstate.stores import Store
+from chatstate.errors import StartError, StoreFull
+from chatstate.model import KEEP, Retention, Save
+from chatstate.row import SHELVES, PutRow
+from chatstate.stores import Outcome, Store
+from chatstate.stores.base import AnyWrite
+from chatstate.stores.sqlite import SQLiteStore
 from tests.copying.conftest import HISTORY, NOW, Urls, Writer, creating, everything, opened
 
 SEED = int(os.environ.get("CHATSTATE_TEST_COPY_SEED") or secrets.randbits(32))
@@ -92,6 +94,28 @@ async def test_what_was_acknowledged_before_is_in_it(store: Store, tmp_path: Pat
     path = await backed_up(store, tmp_path / "backup")
     _, trailer = await BackupFile(path).check()
     assert (trailer.shelves["sessions"].rows, trailer.shelves["versions"].rows) == (5, 5)
+
+
+async def test_a_store_that_fails_is_not_called_a_damaged_backup(whole: bytes, tmp_path: Path) -> None:
+    """Whoever restores after a disaster would throw a good backup away."""
+
+    class Full(SQLiteStore):
+        async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
+            if isinstance(writes[0], PutRow):
+                raise StoreFull
+            return await super().commit(writes, retention)
+
+    (tmp_path / "backup").write_bytes(whole)
+    backup = BackupFile(tmp_path / "backup")
+    await backup.check()
+    target = Full(tmp_path / "full.db")
+    await target.open()
+    try:
+        await target.migrate()
+        with pytest.raises(StoreFull):
+            await Copying(backup, target, lambda: NOW).run()
+    finally:
+        await target.close()
 
 
 # --- Damage -----------------------------------------------------------------------------------------------------------
