@@ -36,7 +36,7 @@ BELOW = {
     "access": {"errors", "model", "keys", "tokens", "stores"},
     "group_commit": {"errors"},
     "sessions": {"model", "errors", "mailbox", "group_commit", "stores"},
-    "reencryption": {"model", "errors", "encryption", "stores"},
+    "reencryption": {"copy_mark", "model", "errors", "encryption", "stores"},
     "copy_mark": {"errors", "record", "stores"},
     "copying": {"copy_mark", "errors", "row", "stores"},
     "backups": {"copying", "errors", "row", "stores"},

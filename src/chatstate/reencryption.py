@@ -12,6 +12,7 @@ from typing import cast, get_args
 
 from msgspec import Struct
 
+from chatstate.copy_mark import COLLECTION
 from chatstate.encryption import KeyRing
 from chatstate.errors import OutcomeUnknown, SessionLocked, StateUnreadable
 from chatstate.model import Rewrite, Rewritten, Shelf, Stored, StoredQuery
@@ -88,10 +89,13 @@ class Reencryption:
             self.counts.overtaken += not outcome.done
 
     def _sealed(self, row: Stored) -> Rewrite | None:
-        """What to do about the text; nothing when it is all right, or cannot be opened."""
-        if row.text is None:
-            return None
+        """What to do about the text; nothing when it is all right, or cannot be opened.
+
+        The mark of a copy stays open: copies and backups read it, and have no keys.
+        """
         collection, name = _bound_to(row)
+        if row.text is None or collection == COLLECTION:
+            return None
         try:
             text = self._opening.open(collection, name, row.text)
         except StateUnreadable:

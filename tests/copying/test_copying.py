@@ -20,6 +20,7 @@ from chatstate.copying import Copied, Copying, Pages, Progress, StoreSource, cou
 from chatstate.encryption import KeyRing, new_key
 from chatstate.errors import PrivilegeMissing, StartError, StateUnreadable, StoreError, WriteRefused
 from chatstate.model import Delete
+from chatstate.reencryption import Reencryption
 from chatstate.row import SHELVES, AnyRow, PutRow, RowShelf, SessionRow
 from chatstate.stores import Store, create_store
 from chatstate.stores.base import all_readable
@@ -217,6 +218,17 @@ async def test_what_is_encrypted_stays_so_and_needs_no_key(urls: Urls) -> None:
         assert all_readable(await target.load(["secret"], NOW))["secret"].chat_state == "the state"
     async with opened(urls[1], key_ring=KeyRing()) as (blind,):
         assert isinstance((await blind.load(["secret"], NOW))["secret"], StateUnreadable)
+
+
+async def test_a_copy_that_was_encrypted_afterwards_is_copied_on_without_a_key(stores: list[Store]) -> None:
+    """As `docs/howto/move-and-back-up.md` has it. The mark is read by those who have no keys."""
+    source, target = stores
+    await source.commit([creating("secret", "the state")])
+    await copying(stores).run()
+    await Reencryption(target, KeyRing(), KeyRing.parse(new_key())).run()
+    await check_is_whole(target, NOW)
+    with pytest.raises(StartError, match="has changed since"):
+        await copying(stores).run()
 
 
 async def test_a_table_of_another_program_is_copied_and_takes_only_what_it_can_keep(
