@@ -204,6 +204,18 @@ def test_mistakes_about_the_two_stores_are_explained(files: Urls, tmp_path: Path
     assert "No store is known" in mistake("copy", one, "mysql://host")
 
 
+def test_databases_whose_hosts_stand_in_the_query_are_told_apart() -> None:
+    """As those of Unix sockets do, which is how somebody moves from one cluster to another on one machine."""
+    base = "postgresql:///chat?host=/no-such-folder"
+    assert "FROM: " in mistake("copy", f"{base}&port=5433", f"{base}&port=5434")
+    assert "FROM: " in mistake("copy", f"{base}/a", f"{base}/b")
+    assert "the same store" in mistake("copy", "postgresql://me@host/chat", "postgres://host:5432/chat")
+
+
+def test_a_url_that_names_no_file_is_explained(files: Urls) -> None:
+    assert "A SQLite store is a file" in mistake("copy", "sqlite:///a%00b", files[1])
+
+
 def test_a_target_that_is_served_is_left_alone(files: Urls, tmp_path: Path) -> None:
     one, two = files
     migrate(one)

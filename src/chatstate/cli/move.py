@@ -38,6 +38,7 @@ from chatstate.errors import InvalidSetting, StartError, StoreUnavailable, Store
 from chatstate.model import utc_now
 from chatstate.row import SHELVES, RowShelf
 from chatstate.stores import EncryptedStore, Store, create_store
+from chatstate.stores.postgres_connection import parse_url
 
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="What is there may go; asks before it does.")
 _YES = click.option("--yes", is_flag=True, help="With --overwrite: do not ask.")
@@ -178,13 +179,24 @@ def _name(url: str) -> str:
     """What names a store, without a user or a password: a file by its whole path."""
     try:
         parts = urlsplit(url)
+        if parts.scheme == "sqlite":
+            return f"sqlite:{Path(unquote(parts.path).removeprefix('/')).resolve()}"
     except ValueError:
         return ""  # which opening it explains
-    if parts.scheme == "sqlite":
-        return f"sqlite:{Path(unquote(parts.path).removeprefix('/')).resolve()}"
-    kind, part = ("valkey", "prefix") if parts.scheme in ("valkey", "valkeys") else ("postgresql", "schema")
-    given = "".join(f"?{part}={name}" for name in parse_qs(parts.query).get(part, ()))
-    return f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}{given}"
+    if parts.scheme in ("postgresql", "postgres"):
+        return _name_of_postgres(url)
+    given = "".join(f"?prefix={name}" for name in parse_qs(parts.query).get("prefix", ()))
+    return f"valkey://{parts.netloc.rpartition('@')[2]}{parts.path}{given}"
+
+
+def _name_of_postgres(url: str) -> str:
+    """Hosts and database may stand in the query: those of a Unix socket can only stand there."""
+    parsed = parse_url(url, None)
+    parts = urlsplit(parsed.dsn)
+    query = parse_qs(parts.query)
+    database = unquote(parts.path).lstrip("/") or ",".join(query.get("dbname", query.get("database", ())))
+    hosts = ",".join(f"{host}:{port}" for host, port in parsed.hosts)
+    return f"postgresql://{hosts}/{database}" + (f"?schema={parsed.schema}" if parsed.schema else "")
 
 
 @asynccontextmanager
