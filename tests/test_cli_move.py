@@ -6,6 +6,7 @@ import gzip
 import os
 import pty
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -236,6 +237,20 @@ def test_what_a_target_holds_is_lost_only_if_somebody_says_so(files: Urls, tmp_p
     assert status == 0, output
     with serving(files[1], tmp_path) as client:
         assert [client.get(f"{SESSIONS}/{name}").status_code for name in ("2 0", "3 0")] == [200, 404]
+
+
+def test_ctrl_c_ends_the_question_whether_all_may_go(files: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = []
+
+    def answer(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        answered.append("it went on waiting for an answer")
+
+    migrate(*files)
+    assert run("keys", "create", "--name", "theirs", "--store", files[1])[0] == 0
+    monkeypatch.setattr("click.confirm", answer)
+    status, _ = copy(files, "--overwrite")
+    assert (status, answered) == (1, [])
 
 
 def test_a_password_is_neither_shown_nor_kept(from_postgres: Urls, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -95,7 +96,20 @@ async def _into(source: Source, target: Store, total: int, overwrite: bool, yes:
 def _ask(there: dict[RowShelf, int]) -> None:
     if sum(there.values()):
         held = ", ".join(f"{count} {shelf}" for shelf, count in there.items() if count)
-        click.confirm(f"The target holds: {held}. All of it will be replaced or removed. Go on?", abort=True, err=True)
+        with _interruptible():
+            click.confirm(
+                f"The target holds: {held}. All of it will be replaced or removed. Go on?", abort=True, err=True
+            )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl+C ends a question at once. The event loop only notes it, and looks at it when there is an answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _NO_MOMENT = (
