@@ -92,10 +92,9 @@ async def write_backup(
 @contextmanager
 def new_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     """A file, for its owner alone, that is there under its name once it is whole and on the disk; else not at all."""
-    if path.exists() and not overwrite:
-        raise StartError(f"There is a file {path} already. Choose another name, or replace it: --overwrite")
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    unfinished = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
+        _check_place(path, overwrite)
         with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             yield file
             file.flush()
@@ -105,7 +104,18 @@ def new_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
     except OSError as error:
         raise StartError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Only a file is replaced: the place of a pipe or a device, such as /dev/null, is not for the taking."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise StartError(f"{path} is there, and is no file. Name one, or - for standard output.")
+    if not overwrite:
+        raise StartError(f"There is a file {path} already. Choose another name, or replace it: --overwrite")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -218,6 +218,21 @@ def test_a_backup_that_fails_leaves_no_file(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["", ".", "folder", "pipe", "file/backup", "x" * 300])
+def test_a_place_where_no_file_can_be_is_refused_before_anything_is_read(
+    name: str, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--overwrite` a pipe, or /dev/null, would be replaced."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo("pipe")
+    with pytest.raises(StartError, match=r"is no file|Cannot write"), new_file(Path(name), overwrite):
+        raise AssertionError("it would be written")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "pipe"]
+
+
 async def test_an_empty_store_has_a_backup_too(store: Store) -> None:
     file = io.BytesIO()
     trailer = await write_backup(store, file, "0.0.0", NOW)
