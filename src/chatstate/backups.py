@@ -137,6 +137,7 @@ class BackupFile:
     def __init__(self, path: Path) -> None:
         self.name = ""
         self._path = path
+        self._head = b""
 
     async def check(self) -> tuple[Header, Trailer]:
         """Read all of it. Raises `StartError` when it is not whole, or not what was written."""
@@ -146,8 +147,10 @@ class BackupFile:
 
     def _checked(self) -> tuple[Header, Trailer]:
         digests = {shelf: Digest() for shelf in SHELVES}
+        self._check_is_file()
         with self._explained(), gzip.open(self._path) as file:
-            header = self._header(file.readline())
+            self._head = file.readline()
+            header = self._header(self._head)
             line: Header | Trailer | AnyRow = header
             places = iter(SHELVES)
             shelf = next(places)
@@ -164,6 +167,14 @@ class BackupFile:
         if line.shelves != {shelf: digest.tally for shelf, digest in digests.items()}:
             raise StartError(_DAMAGED.format(path=self._path, reason="its checksums are not those of its rows"))
         return header, line
+
+    def _check_is_file(self) -> None:
+        with suppress(OSError):  # which opening it explains
+            if self._path.exists() and not self._path.is_file():
+                raise StartError(
+                    f"{self._path} is no file, and a backup is read more than once. What comes out of a pipe has to "
+                    "become one first."
+                )
 
     def _header(self, text: bytes) -> Header:
         kind = json.decode(text, type=_Kind)
@@ -193,11 +204,13 @@ class BackupFile:
         with ExitStack() as stack:
             with self._explained():
                 file = stack.enter_context(gzip.open(self._path))
+                if file.readline() != self._head:
+                    raise StartError(_REPLACED.format(path=self._path))
             yield _Pages(file, self._explained).of
 
 
 class _Pages:
-    """The rows of a file, from one end to the other.
+    """The rows of a file, behind its header and to its end.
 
     Only what reads the file is `explained` as its damage: what fails in the store meanwhile is not.
     """
@@ -206,7 +219,6 @@ class _Pages:
         self._file = file
         self._explained = explained
         with explained():
-            file.readline()
             self._ahead = self._line()
 
     async def of(self, shelf: RowShelf) -> AsyncIterator[Sequence[AnyRow]]:
@@ -232,3 +244,5 @@ class _Pages:
 
 
 _DAMAGED = "{path} is not a whole backup: {reason}. Nothing of it was used. Take another one."
+
+_REPLACED = "{path} is not the file any more that was checked: another one has taken its place. Run this again."

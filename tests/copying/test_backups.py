@@ -161,6 +161,23 @@ async def test_a_backup_with_a_changed_byte_is_refused(whole: bytes, tmp_path: P
         await assert_refused(path, "not a whole backup")
 
 
+async def test_a_pipe_is_refused_since_a_backup_is_read_more_than_once(whole: bytes, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    await assert_refused(tmp_path / "pipe", "is no file")
+
+
+async def test_a_backup_that_takes_the_place_of_the_checked_one_is_not_used(whole: bytes, tmp_path: Path) -> None:
+    """As one that is made every night under the same name."""
+    path = tmp_path / "backup"
+    path.write_bytes(whole)
+    backup = BackupFile(path)
+    await backup.check()
+    async with opened(f"sqlite:///{tmp_path}/target.db") as (target,):
+        await backed_up(target, path)
+        with pytest.raises(StartError, match="is not the file any more that was checked"):
+            await Copying(backup, target, lambda: NOW).run()
+
+
 Lines = list[bytes]
 DAMAGES: dict[str, Callable[[Lines], Lines]] = {
     "a row is missing": lambda lines: [*lines[:5], *lines[6:]],
