@@ -272,6 +272,32 @@ def test_a_backup_goes_to_standard_output(tmp_path: Path) -> None:
     assert EQUAL in succeeds("restore", "backup.gz", "--store", url)
 
 
+def to_standard_output(stdout: Any, url: str) -> subprocess.CompletedProcess[bytes]:
+    pipes = {"stdout": stdout, "stderr": subprocess.PIPE}
+    command = [*PROGRAM, "backup", "-", "--store", url]
+    return subprocess.run(command, env=clean_environment(), timeout=SECONDS, check=False, **pipes)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_backup_to_a_full_standard_output_is_a_mistake(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/one.db"
+    migrate(url)
+    with open("/dev/full", "wb") as full:
+        done = to_standard_output(full, url)
+    assert done.returncode == 1
+    assert done.stderr == b"chatstate: Cannot write to standard output: No space left on device.\n"
+
+
+def test_a_backup_is_not_written_to_a_terminal(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/one.db"
+    migrate(url)
+    ours, theirs = pty.openpty()
+    done = to_standard_output(theirs, url)
+    os.close(theirs)
+    os.close(ours)
+    assert (done.returncode, b"nothing for a terminal" in done.stderr) == (1, True)
+
+
 def test_a_backup_takes_the_place_of_another_only_if_somebody_says_so(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/one.db"
     migrate(url)

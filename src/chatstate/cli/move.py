@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import click
@@ -138,13 +138,24 @@ def backup(file: str, overwrite: bool, **flags: Any) -> None:
 
     with mistakes_explained():
         settings = settings_of(flags)
-        if file == _STDOUT:
-            trailer = on_store(settings, lambda store: write(store, sys.stdout.buffer), any_key=True)
-        else:
-            with new_file(Path(file), overwrite) as packed:
-                trailer = on_store(settings, lambda store: write(store, packed), any_key=True)
+        with _standard_output() if file == _STDOUT else new_file(Path(file), overwrite) as packed:
+            trailer = on_store(settings, lambda store: write(store, packed), any_key=True)
     rows = [(shelf, f"{tally.rows}", tally.checksum[:_SHOWN]) for shelf, tally in trailer.shelves.items()]
     _table([("", "rows", "checksum"), *rows], err=file == _STDOUT)
+
+
+@contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    """All has been taken when this ends: what is cut off must not pass for a backup."""
+    if sys.stdout.isatty():
+        raise StartError("A backup is nothing for a terminal. Name a file, or send it on: chatstate backup - | …")
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:  # else the interpreter tries again at its end, and complains, too
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise StartError(f"Cannot write to standard output: {error.strerror or error}.") from error
 
 
 @click.command()
