@@ -21,7 +21,7 @@ from chatstate.encryption import KeyRing, new_key
 from chatstate.errors import PrivilegeMissing, StartError, StateUnreadable, StoreError, WriteRefused
 from chatstate.model import Delete
 from chatstate.reencryption import Reencryption
-from chatstate.row import SHELVES, AnyRow, PutRow, RowShelf, SessionRow
+from chatstate.row import SHELVES, AnyRow, DropRow, PutRow, RowShelf, SessionRow
 from chatstate.stores import Store, create_store
 from chatstate.stores.base import all_readable
 from chatstate.stores.postgres_rows import _listing
@@ -247,6 +247,20 @@ async def test_a_table_of_another_program_is_copied_and_takes_only_what_it_can_k
             await ours.commit([creating("finer")])
             with pytest.raises(WriteRefused, match=r"'finer' of sessions .* keeps last_activity as .*timestamptz"):
                 await copying([ours, theirs]).run()
+
+
+async def test_a_session_that_another_program_gave_to_another_user_is_copied(postgres_url: str, tmp_path: Path) -> None:
+    """Its session_id still lies in the target, in the row of the former user, which goes only later."""
+    async with opened(f"sqlite:///{tmp_path}/a.db", postgres_url) as stores:
+        await stores[0].commit([creating(name) for name in ("one", "other", "visitor")])
+        await copying(stores, rows=1).run()
+        one, other, visitor = cast(list[SessionRow], (await everything(stores[0]))["sessions"])
+        swapped = [replace(one, session_id=other.session_id), replace(other, session_id=one.session_id)]
+        moved = replace(visitor, user_session_id="customer")
+        rows = [PutRow(row) for row in (*swapped, moved)]
+        await stores[0].commit([DropRow("sessions", visitor.place), *rows])
+        assert (await copying(stores, rows=1).run()).is_verified
+        assert await everything(stores[1]) == await everything(stores[0])
 
 
 async def test_an_index_sorts_a_table_of_another_program(postgres_url: str) -> None:

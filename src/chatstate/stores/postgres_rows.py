@@ -30,6 +30,7 @@ from chatstate.row import (
     RowQuery,
     RowShelf,
     RowWrite,
+    SessionRow,
     kinds,
     shelf_of,
 )
@@ -272,6 +273,8 @@ async def _put(connection: Connection, schema: Schema, shelf: RowShelf, rows: Se
     """The places of those that were put."""
     if shelf == "outbox":
         await _drop(connection, schema, shelf, [row.place for row in rows])
+    if shelf == "sessions":
+        await _free_session_ids(connection, schema, [row for row in rows if isinstance(row, SessionRow)])
     given = [[_given(getattr(row, name)) for row in rows] for name in kinds(shelf)]
     found = await connection.fetch(_putting(schema, shelf), *given)
     key = _SHELVES[shelf].key
@@ -287,6 +290,11 @@ async def _put(connection: Connection, schema: Schema, shelf: RowShelf, rows: Se
     if shelf == "outbox":
         await _number_after(connection, schema, max(row.number for row in rows if isinstance(row, OutboxRow)))
     return done
+
+
+async def _free_session_ids(connection: Connection, schema: Schema, rows: Sequence[SessionRow]) -> None:
+    ids = [row.user_session_id for row in rows], [row.session_id for row in rows]
+    await connection.fetch(_filled(schema, "free_session_ids", {}), *ids)
 
 
 def _given(value: object) -> object:
