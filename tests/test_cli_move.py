@@ -18,6 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from chatstate.cli import main
+from chatstate.cli.move import _report
+from chatstate.copying import Compared, Copied, Tally
 from tests.conftest import STORE_KINDS
 from tests.copying.conftest import DIRECTIONS, Urls, two_databases
 from tests.servers.canaries import look_through
@@ -188,6 +190,15 @@ def test_a_killed_copy_goes_on(from_postgres: Urls, tmp_path: Path) -> None:
     status, output = copy(from_postgres)
     assert status == 0, output
     assert "pass 1: sessions: 300 rows, 0 put, 0 removed" in output
+
+
+def test_a_restored_store_that_does_not_rest_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody writes to a file; but a server may be sweeping the store, and a copy's target as well as its source."""
+    copied = Copied([Compared("sessions", Tally(1, "a"), Tally(), 1, 0)], passes=4)
+    for sides, writing in ((("FILE", "store"), "to the store"), (("FROM", "TO"), "to FROM or TO")):
+        with pytest.raises(SystemExit):
+            _report(copied, *sides)
+        assert f"servers are writing {writing}." in capsys.readouterr().err
 
 
 # --- Mistakes ---------------------------------------------------------------------------------------------------------

@@ -300,9 +300,10 @@ def _report(copied: Copied, source: str, target: str) -> None:
         total = sum(compared.source.rows for compared in copied.shelves)
         click.echo(f"\nThe same on both sides: {total} rows.")
         return
+    written = f"{source} or {target}" if source == "FROM" else f"the {target}"
     click.secho(
         f"\nchatstate: not the same yet. {copied.changes} rows still had to be changed in pass {copied.passes}: "
-        f"servers are writing to {source}. Stop them, and run this again: it compares, and takes what is left.",
+        f"servers are writing to {written}. Stop them, and run this again: it compares, and takes what is left.",
         err=True,
         fg="red",
     )
