@@ -26,13 +26,13 @@ from bench.growth import growth, tuning
 from bench.half_open import half_opens
 from bench.inbox import inbox
 from bench.limits import BATCH, PgBench, fsyncs_per_second
-from bench.lists import MANY, lists
+from bench.lists import MANY, MANY_IN_SLOTS, lists, lists_of_slots
 from bench.live import live
 from bench.load import Mix, Spec
 from bench.measure import FAILURES, SETTINGS, Bench, Contestant, Stage, Started, changed
 from bench.report import report
 from bench.results import OPEN, STANDARD, Results
-from bench.scale import scale
+from bench.scale import ChatStateOnValkey, scale
 from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
@@ -83,7 +83,7 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
     if "access" in plan.parts:
         access(bench, ours, spec, plan.rounds)
     if "lists" in plan.parts:
-        lists(bench, ours, spec, *((1, FEWER) if plan.quick else (plan.rounds, MANY)))
+        _lists(bench, plan, spec, ours)
     if "half-open" in plan.parts:
         half_opens(bench, ours, spec, plan.rounds)
     if "live" in plan.parts:
@@ -106,6 +106,15 @@ def _turns(bench: Bench, plan: Plan, spec: Spec, ours: Sequence[ChatStateServer]
     quickest = [system for system in ours if isinstance(system, ChatStateOnSQLite)]
     saves(bench, quickest, halved(spec), plan.rounds, ("save", "conditional"))
     appends(bench, quickest, spec, plan.rounds)
+
+
+def _lists(bench: Bench, plan: Plan, spec: Spec, ours: Sequence[ChatStateServer]) -> None:
+    if plan.quick:
+        lists(bench, ours, spec, 1, FEWER)
+        return
+    lists(bench, ours, spec, plan.rounds, MANY)
+    if clusters := plan.chosen([ChatStateOnValkey(1), ChatStateOnValkey(3)]):
+        lists_of_slots(bench, clusters, spec, plan.rounds, MANY_IN_SLOTS)
 
 
 def _compare(bench: Bench, plan: Plan, spec: Spec) -> None:

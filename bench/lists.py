@@ -1,7 +1,8 @@
 """How long a page of a long list takes, and whether the thousandth takes longer than the first.
 
 One client asks for one page at a time, the first one and a far one in turn. It finds the far page as clients do, by the
-links from page to page.
+links from page to page. Pages of a Valkey Cluster, which looks into all of its slots for each, are compared with the
+same pages on PostgreSQL, of a shorter list.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ import apsw
 from msgspec import Struct
 
 from bench.apis import request, user_session_id
-from bench.chatstate import ChatStateServer, sqlite_url
-from bench.growth import SMALL
+from bench.chatstate import ChatStateOnPostgres, ChatStateOnSQLite, ChatStateServer, sqlite_url
+from bench.growth import FILL_BATCH, SMALL, new_sessions, write
 from bench.load import LOOPBACK, Answer, Mix, Spec, latency
 from bench.measure import FAILURES, Bench, RunFailed, Started, changed, ordered
 from bench.requests import MARK, states
 from bench.results import Figures, RowName
+from bench.scale import ChatStateOnValkey
 
 PART = "lists"
 MANY = 100
 """How many times as many sessions there are as under other loads."""
+
+MANY_IN_SLOTS = 10
+"""The same of lists that a Valkey Cluster has, too: it is filled by saves."""
 
 LIMIT, LONGEST = 100, 1000
 """Sessions on a page, and on the pages that are skipped."""
@@ -38,8 +43,8 @@ FAR = 1000
 RARE = 1000
 """One in so many sessions has the prefix."""
 
-WARMUP, MOST_PAGES, MOST_SECONDS = 2, 50, 0.5
-"""Turns that do not count; when a run ends: after so many turns that do, or so much time."""
+WARMUP, LEAST_PAGES, MOST_PAGES, MOST_SECONDS = 2, 10, 50, 0.5
+"""Turns that do not count; when a run ends: after so many turns that do, or, if there were enough, so much time."""
 
 _SPREAD = 48_271
 """A prime: its multiples, modulo the number of sessions, scatter the times of activity over the ids."""
@@ -55,13 +60,35 @@ def lists(bench: Bench, systems: Sequence[ChatStateServer], spec: Spec, rounds: 
     with bench.casting(systems, f"{sessions:,} sessions", one, lambda started: fill(started, sessions)) as cast:
         for kind in _lists(sessions):
             case = f"{sessions:,} sessions, {kind.name}"
-            for number in range(rounds):
-                for started in ordered(cast, number):
-                    _turn(bench, case, kind, started, number)
+            _interleave(bench, case, kind, cast, rounds)
             for system in systems:
                 far: RowName = (case, system.name, "far page")
                 first: RowName = (case, system.name, "page")
                 bench.compare(f"page {kind.far:,} : page 1", far, first, ("p50",))
+
+
+def lists_of_slots(bench: Bench, clusters: Sequence[ChatStateOnValkey], spec: Spec, rounds: int, times: int) -> None:
+    """For each kind of list a row for its first page in these clusters, and on the other stores.
+
+    times  as many sessions there are as under other loads
+    """
+    sessions = times * spec.sessions
+    one = changed(spec, sessions=1)
+    base = ChatStateOnPostgres()
+    systems = [base, ChatStateOnSQLite(), *clusters]
+    with bench.casting(systems, f"{sessions:,} sessions", one, lambda started: fill(started, sessions)) as cast:
+        for kind in _SLOTTED:
+            case = f"{sessions:,} sessions, {kind.name}"
+            _interleave(bench, case, kind, cast, rounds)
+            for system in systems[1:]:
+                page: RowName = (case, system.name, "page")
+                bench.compare("page 1 : PostgreSQL's", page, (case, base.name, "page"), ("p50",))
+
+
+def _interleave(bench: Bench, case: str, kind: List, cast: Sequence[Started], rounds: int) -> None:
+    for number in range(rounds):
+        for started in ordered(cast, number):
+            _turn(bench, case, kind, started, number)
 
 
 class List(Struct, frozen=True):
@@ -70,6 +97,13 @@ class List(Struct, frozen=True):
     name: str
     query: str
     far: int
+
+
+_SLOTTED = (
+    List("newest first", "", 1),
+    List("by id", "&order=id", 1),
+    List("by id, prefix of none", "&order=id&prefix=nobody", 1),
+)
 
 
 def _lists(sessions: int) -> list[List]:
@@ -149,7 +183,7 @@ class Client:
                 self._send(data)
                 if turn >= 0:
                     times[mix].append(perf_counter() - began)
-            if turn >= 1 and perf_counter() > ends:
+            if turn + 1 >= LEAST_PAGES and perf_counter() > ends:
                 break
         return {mix: _figures(seconds, number) for mix, seconds in times.items()}
 
@@ -183,7 +217,11 @@ def fill(started: Started, sessions: int) -> None:
     """Make small sessions in the database itself, which takes seconds where saves would take minutes.
 
     They are those of `bench.apis`; the times of their last activity are a millisecond apart, in an order of chance.
+    In a cluster they are saved, one after the other.
     """
+    if "Valkey" in started.name:
+        write(started, new_sessions(range(sessions)), FILL_BATCH)
+        return
     before, after = states(SMALL)[0].split(MARK)
     words = {"columns": _COLUMNS, "before": before, "after": after, "spread": _SPREAD}
     template = _POSTGRES if started.database else _SQLITE

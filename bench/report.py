@@ -135,7 +135,6 @@ def _tuning(results: Results) -> Iterator[str]:
 _COMPARED = {"rate": "rate", "cpu_us": "CPU", "wire_bytes": "bytes", "p50": "p50"}
 _CROWDED = {"rate": "rate", "cpu_us": "CPU", "p50": "p50", "p99": "p99"}
 
-
 _SHARES = "ratios, and the first one's figures"
 
 
@@ -180,16 +179,25 @@ def _verdict(results: Results, compared: Comparison) -> str:
 
 
 def _lists(results: Results) -> Iterator[str]:
-    lines, title = [], ""
-    for row in results.rows:
-        if row.part == "lists" and row.mix == "page":
-            number, _, kind = row.case.partition(" sessions, ")
-            title = f"Pages of lists of {number} sessions, 100 on each, one client"
-            far: RowName = (row.case, row.system, "far page")
-            compared = next((compared for compared in results.comparisons if compared.ours == far), None)
-            times = (compared.what, _share(results.ratio(compared, "p50"))) if compared else ("", "")
-            lines.append((kind, _store(row), _number(row, "p50", 2), _number(results.find(*far), "p50", 2), *times))
-    yield from _table(title, ("", "", "page 1, ms", "far page, ms", "", ""), lines, left=2)
+    pages = [row for row in results.rows if row.part == "lists" and row.mix == "page"]
+    for number in dict.fromkeys(_of_how_many(row) for row in pages):
+        lines = [_page(results, row) for row in pages if _of_how_many(row) == number]
+        title = f"Pages of lists of {number} sessions, 100 on each, one client"
+        yield from _table(title, ("", "", "page 1, ms", "far page, ms", "", ""), lines, left=2)
+
+
+def _of_how_many(row: Row) -> str:
+    return row.case.partition(" sessions, ")[0]
+
+
+def _page(results: Results, row: Row) -> Sequence[str]:
+    kind = row.case.partition(" sessions, ")[2]
+    far: RowName = (row.case, row.system, "far page")
+    names = (far, (row.case, row.system, row.mix))
+    compared = next((compared for compared in results.comparisons if compared.ours in names), None)
+    times = (compared.what, _share(results.ratio(compared, "p50"))) if compared else ("", "")
+    store = row.system.partition(", ")[2]
+    return (kind, store, _number(row, "p50", 2), _number(results.find(*far), "p50", 2), *times)
 
 
 def _store(row: Row) -> str:

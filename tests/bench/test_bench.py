@@ -136,7 +136,7 @@ def test_tiny_access(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_tiny_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "results.json"
-    assert main(["--only", "lists", "--output", str(output), *TINY]) == 0
+    assert main(["--only", "lists", "--systems", "PostgreSQL", "SQLite", "--output", str(output), *TINY]) == 0
     results = typed_json.decode(output.read_bytes(), type=Results)
     assert not results.failed
     rare = "prefix of 1 in 1,000"
@@ -148,6 +148,23 @@ def test_tiny_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "lists of 2,000 sessions" in text
     assert all(kind in text for kind in kinds)
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_tiny_lists_of_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "results.json"
+    assert main(["--only", "lists", "--systems", "1 shard", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert not results.failed
+    systems = ["chatstate, PostgreSQL", "chatstate, SQLite", "chatstate, Valkey, 1 shard"]
+    kinds = ["newest first", "by id", "by id, prefix of none"]
+    pages = [(f"200 sessions, {kind}", system) for kind in kinds for system in systems]
+    assert [(row.case, row.system) for row in results.rows] == pages
+    assert len(results.comparisons) == 2 * 3
+    assert all(results.ratio(compared, "p50") for compared in results.comparisons)
+    text = capsys.readouterr().out
+    assert text.count("page 1 : PostgreSQL's") == 2 * 3
+    assert "Valkey, 1 shard" in text
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
