@@ -31,7 +31,7 @@ format: .venv/dev  ## Mend the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: .venv/dev  ## Measure chatstate beside its peers and limits, in about 45 minutes (ARGS="--only peers" for less)
+bench: .venv/dev  ## Measure chatstate beside its peers and limits, in about 55 minutes (ARGS="--only peers" for less)
 	@exec $(BIN)/python -m bench $(ARGS)
 
 bench-quick: .venv/dev  ## The same against the replaced service and pgbench only, in about 2 minutes

@@ -30,6 +30,7 @@ from bench.lists import MANY, MANY_IN_SLOTS, lists, lists_of_slots
 from bench.live import live
 from bench.load import Mix, Spec
 from bench.measure import FAILURES, SETTINGS, Bench, Contestant, Stage, Started, changed
+from bench.moving import moving
 from bench.report import report
 from bench.results import OPEN, STANDARD, Results
 from bench.scale import ChatStateOnValkey, scale
@@ -37,7 +38,10 @@ from bench.systems import System
 from bench.turns import appends, halved, saves, turns
 from tests.servers.postgres import wheels
 
-PARTS = ("peers", "limits", "turns", "access", "lists", "half-open", "live", "inbox", "growth", "tuning", "scale")
+PARTS = (
+    *("peers", "limits", "turns", "access", "lists", "half-open", "live", "inbox", "growth", "tuning", "scale"),
+    "moving",
+)
 OPEN_SHARE = 0.7
 FEWER = 10
 """How many times as many sessions lists have as other loads, in place of `MANY`, if it has to be quick."""
@@ -90,6 +94,8 @@ def perform(bench: Bench, plan: Plan, spec: Spec) -> None:
         live(bench, ours, plan.rounds)
     if "inbox" in plan.parts:
         inbox(bench, ours, plan.rounds)
+    if "moving" in plan.parts:
+        moving(bench, spec, plan.rounds)
     if "tuning" in plan.parts:
         tuning(bench, spec, plan.rounds)
     if "scale" in plan.parts:

@@ -47,7 +47,7 @@ _ENTITY_TAG = b"\r\netag: "
 """As chatstate writes it."""
 
 
-Mix = Literal["save", "load", "half", "conditional", "keyed", "append", "page", "far page"]
+Mix = Literal["save", "load", "half", "conditional", "keyed", "append", "page", "far page", "move"]
 
 
 class Spec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,7 +58,7 @@ class Spec(Struct, frozen=True, forbid_unknown_fields=True):
     loop         `closed`, `open` (with `rate`), or `fill`, which creates the sessions 0, 1, … once each
     mix          only saves, only loads, or half and half at random; saves with the current entity tag in If-Match, or
                  with an Idempotency-Key; patches that append a message. Pages are
-                 for bench/lists.py, not for here
+                 for bench/lists.py and moves for bench/moving.py, not for here
     connections  1 to 512; for conditional saves fewer than sessions
     sessions     the number of sessions, each as likely as the others; they have to be there
     state_bytes  the size of a state in UTF-8; also the least that a load must answer

@@ -14,7 +14,7 @@ WIDTH = 110
 def report(results: Results) -> str:
     """Everything that a person wants to read."""
     parts = [_head, _ratios, _peers, _costs, _limits, _growth, _scale, _tuning]
-    parts += [_turns, _access, _lists, _half_open, _left_out]
+    parts += [_turns, _access, _lists, _half_open, _moving, _left_out]
     return "\n".join(line.rstrip() for part in parts for line in part(results)) + "\n"
 
 
@@ -134,6 +134,7 @@ def _tuning(results: Results) -> Iterator[str]:
 
 _COMPARED = {"rate": "rate", "cpu_us": "CPU", "wire_bytes": "bytes", "p50": "p50"}
 _CROWDED = {"rate": "rate", "cpu_us": "CPU", "p50": "p50", "p99": "p99"}
+_MOVED = {"rate": "rate", "cpu_us": "CPU", "memory_mb": "memory"}
 
 _SHARES = "ratios, and the first one's figures"
 
@@ -154,19 +155,23 @@ def _half_open(results: Results) -> Iterator[str]:
     yield from _comparisons(results, "half-open", title, _CROWDED, ("p99 ms", "p99"))
 
 
+def _moving(results: Results) -> Iterator[str]:
+    title = f"All rows, copied, backed up and restored: {_SHARES}"
+    yield from _comparisons(results, "moving", title, _MOVED, ("CPU µs", "cpu_us"), ("MB", "memory_mb"))
+
+
 def _comparisons(
-    results: Results, part: str, title: str, compared_by: Mapping[str, str], last: tuple[str, str]
+    results: Results, part: str, title: str, compared_by: Mapping[str, str], *last: tuple[str, str]
 ) -> Iterator[str]:
-    """The ratios by these measures, whether they meet their floors, and of the first one the rate and a last figure."""
-    header, figure = last
+    """The ratios by these measures, whether they meet their floors, and of the first one the rate and last figures."""
     lines = []
     for compared in results.comparisons:
         row = results.find(*compared.ours)
         if row and row.part == part:
             ratios = [_share(results.ratio(compared, measure)) for measure in compared_by]
-            figures = (_verdict(results, compared), _rate(row), _number(row, figure))
+            figures = (_verdict(results, compared), _rate(row), *(_number(row, figure) for _, figure in last))
             lines.append((compared.what, _store(row), *ratios, *figures))
-    yield from _table(title, ("", "", *compared_by.values(), "floors", "/s", header), lines, left=2)
+    yield from _table(title, ("", "", *compared_by.values(), "floors", "/s", *dict(last)), lines, left=2)
 
 
 def _verdict(results: Results, compared: Comparison) -> str:
@@ -174,7 +179,7 @@ def _verdict(results: Results, compared: Comparison) -> str:
     for measure, floor in compared.floors.items():
         value = results.ratio(compared, measure)
         if value is not None and (1 / value if measure == "rate" else value) > floor:
-            missed.append((_COMPARED | _CROWDED)[measure])
+            missed.append((_COMPARED | _CROWDED | _MOVED)[measure])
     return f"MISSED: {', '.join(missed)}" if missed else "met" if compared.floors else ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from collections import Counter
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -12,9 +14,9 @@ import psutil
 import pytest
 from msgspec import json as typed_json
 
-from bench import inbox, live, peers
+from bench import inbox, live, moving, peers
 from bench.__main__ import main
-from bench.chatstate import ChatStateOnPostgres
+from bench.chatstate import ChatStateOnPostgres, sqlite_url
 from bench.limits import PgBench, script
 from bench.lists import Client
 from bench.load import Latency, Spec
@@ -22,7 +24,9 @@ from bench.measure import RunFailed, Stage, ordered
 from bench.report import WIDTH, report
 from bench.results import OPEN, STANDARD, Comparison, Figures, Results, RowName, Spread, ratio
 from bench.systems import NotRun, Running, System
-from chatstate.stores import sql
+from chatstate.copying import pages_of
+from chatstate.row import SHELVES, SessionRow, shelf_of
+from chatstate.stores import create_store, sql
 from tests.bench.small_server import Asked, answer, serving
 
 TINY = ["--rounds", "1", "--seconds", "0.2", "--sessions", "20", "--connections", "4", "--state-bytes", "200"]
@@ -166,6 +170,62 @@ def test_tiny_lists_of_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert text.count("page 1 : PostgreSQL's") == 2 * 3
     assert "Valkey, 1 shard" in text
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_tiny_moving(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ("chatstate backup, SQLite", "chatstate copy, PostgreSQL to SQLite")  # the others are moved once only
+    monkeypatch.setattr(moving, "BESIDE", {name: moving.BESIDE[name] for name in ours})
+    output = tmp_path / "results.json"
+    assert main(["--only", "moving", "--output", str(output), *TINY]) == 0
+    results = typed_json.decode(output.read_bytes(), type=Results)
+    assert not results.failed
+    names = [f"{name}, 40 rows" for name in moving.WAYS] + [f"{name}, 8 rows" for name in moving.BESIDE]
+    assert sorted(row.system for row in results.rows) == sorted(names)
+    for row in results.rows:
+        (figures,) = row.rounds
+        assert figures.requests == int(row.system.split()[-2])
+        assert figures.memory_mb is not None
+    assert len(results.comparisons) == 2 * len(moving.BESIDE)
+    text = capsys.readouterr().out
+    for compared in results.comparisons:
+        assert compared.what in text
+        assert all(results.ratio(compared, measure) for measure in compared.measures if measure != "cpu_us")
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+async def test_what_is_moved_is_kept_as_it_is(tmp_path: Path) -> None:
+    rows = list(moving.rows_of(3, 200))
+    await moving.put(sqlite_url(tmp_path), 3, 200)
+    store = create_store(sqlite_url(tmp_path), owner=False)
+    await store.open()
+    try:
+        found = [row for shelf in SHELVES async for page in pages_of(store.inner, shelf) for row in page]
+    finally:
+        await store.close()
+    assert sorted(map(str, found)) == sorted(map(str, rows))
+    assert Counter(shelf_of(row) for row in rows) == {"sessions": 3, "versions": 6, "visits": 3}
+    assert {len(row.chat_state) for row in rows if isinstance(row, SessionRow)} == {200}
+
+
+def test_a_command_is_watched_to_its_end(tmp_path: Path) -> None:
+    text = "import hashlib; print('begun', flush=True); hashlib.sha256(b'x' * (100 << 20))"
+    used = moving.run(moving.Command((sys.executable, "-c", text), {}), tmp_path)
+    assert used.memory_mb > 100
+    assert used.cpu_seconds > 0
+    assert used.seconds > 0
+
+
+def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
+    command = moving.Command((sys.executable, "-c", "import os, sys; sys.exit(os.environ['WHY'])"), {"WHY": "no disk"})
+    with pytest.raises(RunFailed, match="no disk"):
+        moving.run(command, tmp_path)
+
+
+def test_a_command_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "MOST_SECONDS", 0.1)
+    with pytest.raises(RunFailed, match="went on for more than"):
+        moving.run(moving.Command((sys.executable, "-c", "while True: pass"), {}), tmp_path)
+    assert not [child for child in psutil.Process().children() if "while True: pass" in child.cmdline()]
 
 
 def test_tiny_live(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
