@@ -91,6 +91,22 @@ local function remember(outcome)
     end
 end
 
+-- Keep so many of the newest versions. Their numbers do not follow each other: after a failover they skip.
+local function prune(most)
+    local surplus = redis.call('HLEN', HISTORY) - most
+    if surplus <= 0 then
+        return
+    end
+    local numbers = {}
+    for place, field in ipairs(redis.call('HKEYS', HISTORY)) do
+        numbers[place] = tonumber(field)
+    end
+    table.sort(numbers)
+    for place = 1, surplus do
+        redis.call('HDEL', HISTORY, string.format('%d', numbers[place]))
+    end
+end
+
 if write.deletes then
     forget()
     if write.fence then
@@ -140,13 +156,7 @@ if write.history > 0 then
         record(current, string.sub(prior, current.size + 1))
     end
     record(session, state)
-    if redis.call('HLEN', HISTORY) > write.history then
-        for _, field in ipairs(redis.call('HKEYS', HISTORY)) do
-            if tonumber(field) <= session.version - write.history then
-                redis.call('HDEL', HISTORY, field)
-            end
-        end
-    end
+    prune(write.history)
 end
 
 redis.call('SET', SESSION, text_of(session) .. state)
