@@ -28,8 +28,9 @@ MOST_TRIES = 20
 _MOST_AT_ONCE = 500
 """How many messages one script erases."""
 
-_ERASE_ARRIVED, _ERASE_SENT = (script(name, below=BELOW) for name in ("erase_arrived", "erase_sent"))
-_FENCE, DROP_POINTER = script("fence"), script("drop_pointer")
+_ERASE_ARRIVED, _ERASE_SENT = (script(name, "allow-oom", below=BELOW) for name in ("erase_arrived", "erase_sent"))
+_ARRIVED, _FENCE, DROP_POINTER = (script(name, "allow-oom") for name in ("arrived", "fence", "drop_pointer"))
+"""They give room, also when there is none."""
 
 
 class Fence(Struct, frozen=True):
@@ -50,7 +51,7 @@ class Erasing(Finishing):
         """A fence: its name, and its text. What arrives from now on is not erased."""
         names = [*dict.fromkeys(write.conversations)]
         boxes = [self._inbox(name) for name in names]
-        counts = sure((yield [Call(box.slot, ("INCR", box.of_bucket("arrived"))) for box in boxes]))
+        counts = sure((yield [run_script(_ARRIVED, box.slot, [box.of_bucket("arrived")]) for box in boxes]))
         fence = Fence(time_text(write.now), dict(zip(names, counts, strict=True)))
         return token_hex(8), json.encode(fence).decode()
 

@@ -25,10 +25,11 @@ MARK_SECONDS = 10 * 86_400
 BELOW = ("common", "box")
 """What the scripts need that change a box."""
 
-TAKE = script("take", below=BELOW)
+TAKE, END = script("take", below=BELOW), script("take", "allow-oom", below=BELOW)
 _SEND = script("send", below=BELOW)
-_POINT, _FIND, _LEAVE = script("point"), script("find"), script("leave")
-_VOID_MARK, _CLOSE_MARK = script("void_mark"), script("close_mark")
+_POINT, _LEAVE = script("point"), script("leave")
+_FIND, _VOID_MARK, _CLOSE_MARK = (script(name, "allow-oom") for name in ("find", "void_mark", "close_mark"))
+"""What takes room is refused when there is none; what gives room is not, nor what goes before it."""
 
 
 class Effects(Struct, frozen=True, array_like=True):
@@ -123,7 +124,7 @@ class Finishing:
             yield from self._leave(effects, home, fence)
             yield from self._put_out(effects)
         given = {"verb": "finish", "key": key, "status": effects.status}
-        sure((yield [box_call(TAKE, self._inbox(conversation), given)]))
+        sure((yield [box_call(END, self._inbox(conversation), given)]))
         if home is not None:
             slot = SessionKeys(self._prefix, home).slot
             sure((yield [run_script(_CLOSE_MARK, slot, [self._mark(home, key)], MARK_SECONDS)]))

@@ -36,7 +36,7 @@ from chatstate.stores.valkey_steps import Steps, carry_out
 
 _LIST, _SHOW = script("list_box", "no-writes"), script("show_message", "no-writes")
 _DUE = script("due", "no-writes,allow-cross-slot-keys")
-_SWEEP = script("sweep_message", below=BELOW)
+_SWEEP = script("sweep_message", "allow-oom", below=BELOW)
 
 _BEHIND = b"\xff"
 """Is behind every text in UTF-8 in the order of bytes."""

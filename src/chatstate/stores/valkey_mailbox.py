@@ -44,6 +44,7 @@ from chatstate.stores.valkey_cluster import Call
 from chatstate.stores.valkey_erasing import MOST_TRIES, Erasing
 from chatstate.stores.valkey_finishing import (
     BELOW,
+    END,
     MARK_SECONDS,
     TAKE,
     Claim,
@@ -145,8 +146,9 @@ class Mail(Erasing):
     def _taken(self, conversation: str, key: str, given: dict[str, Any]) -> Steps[list[Any] | None]:
         """Do this with a message, unless it is done: then None. A claim of others is made void first."""
         asked = {"key": key, **given}
+        gives_room = given["verb"] == "settle" and "effects" not in given
         for _ in range(MOST_TRIES):
-            (reply,) = sure((yield [box_call(TAKE, self._inbox(conversation), asked)]))
+            (reply,) = sure((yield [box_call(END if gives_room else TAKE, self._inbox(conversation), asked)]))
             if reply[0] == b"ok":
                 return reply  # type: ignore[no-any-return]
             if reply[0] == b"decided":

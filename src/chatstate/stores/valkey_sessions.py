@@ -53,7 +53,8 @@ _NONE = b"-"
 _ENOUGH = 620
 """How many bytes hold a head with its session_id."""
 
-_WRITE = script("write_session")
+_SAVE, _DELETE = script("write_session"), script("write_session", "allow-oom")
+"""What takes room is refused when there is none; what gives room is not."""
 
 
 def check_text(text: str) -> None:
@@ -175,8 +176,9 @@ def write_call(
         given["only"] = [str(tag) for tag in expect.only]
     if write.once:
         given["once"] = _once(write.once, write.now)
-    state = ""
+    what, state = _DELETE, ""
     if isinstance(write, Save):
+        what = _SAVE
         state = write.chat_state or ""
         check_text(state)
         given |= {
@@ -191,7 +193,7 @@ def write_call(
         given["deletes"] = True
     own = [keys.own(name) for name in ("s", "v", "r")]
     of_slot = [keys.of_slot(name) for name in ("ids", "active", "ends", "keys", "keyed")]
-    return run_script(_WRITE, keys.slot, [*own, *of_slot, *more_keys], msgpack.encode(given), state, EPOCH)
+    return run_script(what, keys.slot, [*own, *of_slot, *more_keys], msgpack.encode(given), state, EPOCH)
 
 
 def write(prefix: str, write: Write, retention: Retention) -> Steps[Any]:
