@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import pytest
 from msgspec import json
+from msgspec.structs import replace
 
 from chatstate.errors import OutcomeUnknown, StoreError
 from chatstate.mailbox import (
@@ -54,6 +55,7 @@ from chatstate.model import (
 from chatstate.stores.base import AnyWrite, all_readable
 from chatstate.stores.valkey import ValkeyStore
 from chatstate.stores.valkey_cluster import Call, Cluster
+from chatstate.stores.valkey_keys import SessionKeys
 from tests.servers.valkey_contents import keys_in
 
 T = TypeVar("T")
@@ -500,6 +502,19 @@ async def test_an_erasure_that_was_stopped_is_finished_and_spares_what_comes_aft
         assert {entry.document for entry in (await inbox(store)).values()} == {""}
 
     await stopped_everywhere(store, fault, erasing("s", "c"), LIVING, go_on, check, fewest=7)
+
+
+async def test_a_reply_with_a_key_that_is_known_is_listed_for_nobody(store: ValkeyStore) -> None:
+    """Else the list would have it for ever: no sweep knows of it."""
+    await store.commit([receiving("a"), receiving("b"), receiving("c")])
+    first, second = sending("k", "s"), sending("k", "late")
+    await commit(store, Settle(key="a", now=NOW, sends=(first,)))
+    await commit(store, Settle(key="b", now=NOW, sends=(second, second)))
+    elsewhere = sending("k", "late", conversation="e")
+    await commit(store, replace(turn("c", "late"), settles=Settle(key="c", now=NOW, sends=(elsewhere,))))
+    lists = [key for key in await keys_in(store._cluster, store._prefix) if key.endswith(b"}:out")]
+    assert lists == [SessionKeys(store._prefix, "s").own("out").encode()]
+    assert await outbox(store) == ["k for s"]
 
 
 # --- Everything at once -----------------------------------------------------------------------------------------------

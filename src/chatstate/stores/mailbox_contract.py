@@ -298,6 +298,18 @@ class MailboxChecks:
         assert [entry.document for entry in await self._outbox(status="failed")] == [DOCUMENT]
         assert await self._leaving() == []
 
+    async def a_message_that_is_known_stays_with_its_session(self) -> None:
+        """Another session that sends one with its key neither has it nor takes it away."""
+        await self.one.commit([self._receive("a"), self._receive("b")])
+        await self.commit(self._settle("a", self._send("k")))
+        send = replace(self._send("k"), user_session_id=self.id("x"))
+        assert await self.commit(self._settle("b", send)) == Settled(True)
+        assert await self.other.list(OutboxQuery(now=NOW, user_session_id=self.id("x"))) == []
+        erase = EraseMail(user_session_id=self.id("x"), conversations=(), now=NOW)
+        assert await self.commit(erase) == MailErased(0)
+        assert [entry.key for entry in await self._outbox()] == [f"{self.prefix}k"]
+        assert await self.commit(self._progress("sent", "k")) == Settled(True)
+
     # --- The end ------------------------------------------------------------------------------------------------------
 
     async def erased_messages_say_nothing_and_do_not_come_back(self) -> None:

@@ -74,7 +74,7 @@ class Erasing(Finishing):
             erased += yield from self._erase_arrived(conversation, bound, (session, name))
         keys = SessionKeys(self._prefix, session)
         (left,) = sure((yield [Call(keys.slot, ("ZRANGE", keys.own(f"out:{name}"), "-", "+", "BYLEX"))]))
-        erased += yield from self._erase_sent(left, fence.now)
+        erased += yield from self._erase_sent(session, left, fence.now)
         sure((yield [self._fence_call(session, "drop", name)]))
         return erased
 
@@ -108,20 +108,21 @@ class Erasing(Finishing):
             return None
         return claim.session, claim.number
 
-    def _erase_sent(self, left: Sequence[bytes], now: str) -> Steps[int]:
+    def _erase_sent(self, session: str, left: Sequence[bytes], now: str) -> Steps[int]:
         """What was to leave, by the list of a session."""
         erased = 0
         for start in range(0, len(left), _MOST_AT_ONCE):
             named = [_named(member) for member in left[start : start + _MOST_AT_ONCE]]
             calls = []
             for key, conversation in named:
-                given = {"key": key, "now": now}
+                given = {"key": key, "now": now, "session": session}
                 calls.append(box_call(_ERASE_SENT, Box(self._prefix, "outbox", conversation), given))
             found = sure((yield calls))
-            erased += sum(count for count, _ in found)
             dropped = []
-            for (key, conversation), (_, provider) in zip(named, found, strict=True):
-                dropped += self.drop_pointers(key, conversation, provider.decode())
+            for (key, conversation), reply in zip(named, found, strict=True):
+                if reply is not None:
+                    erased += reply[0]
+                    dropped += self.drop_pointers(key, conversation, reply[1].decode())
             sure((yield dropped))
         return erased
 

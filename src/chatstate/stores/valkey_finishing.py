@@ -145,26 +145,36 @@ class Finishing:
         sure((yield calls))
 
     def _put_out(self, effects: Effects) -> Steps[None]:
-        """Put what is to leave into the outbox. A key that is known elsewhere is known: who was first has it."""
+        """Put what is to leave into the outbox. A key that is known is known: who was first has it, and the session of
+        another one does not list it."""
         pointers = [Pointer(self._prefix, "out", send.key) for send in effects.sends]
         asked = [
             run_script(_POINT, pointer.slot, [pointer.key], send.conversation)
             for pointer, send in zip(pointers, effects.sends, strict=True)
         ]
-        found = sure((yield asked))
-        calls = []
-        for place, (send, where) in enumerate(zip(effects.sends, found, strict=True)):
-            if where.decode() == send.conversation:
-                entry = {
-                    "status": "queued",
-                    "order": f"{effects.now}{place % 1000:03x}",
-                    "at": place,
-                    "age": effects.now,
-                    "due": effects.now,
-                    "session": send.user_session_id,
-                    "tries": 0,
-                    "error": "",
-                }
-                box = Box(self._prefix, "outbox", send.conversation)
-                calls.append(box_call(_SEND, box, {"key": send.key, "entry": entry}, send.document))
-        sure((yield calls))
+        places = sure((yield asked))
+        here = [n for n, send in enumerate(effects.sends) if places[n].decode() == send.conversation]
+        found = sure((yield [self._send_call(effects, number) for number in here]))
+        there = {number for number, is_there in zip(here, found, strict=True) if is_there}
+        sure((yield [self._unlisted_call(effects, n) for n in range(len(effects.sends)) if n not in there]))
+
+    def _send_call(self, effects: Effects, number: int) -> Call:
+        send = effects.sends[number]
+        entry = {
+            "status": "queued",
+            "order": f"{effects.now}{number % 1000:03x}",
+            "at": number,
+            "age": effects.now,
+            "due": effects.now,
+            "session": send.user_session_id,
+            "tries": 0,
+            "error": "",
+        }
+        box = Box(self._prefix, "outbox", send.conversation)
+        return box_call(_SEND, box, {"key": send.key, "entry": entry}, send.document)
+
+    def _unlisted_call(self, effects: Effects, number: int) -> Call:
+        send = effects.sends[number]
+        keys = SessionKeys(self._prefix, send.user_session_id)
+        listed = left_text(send.key, send.conversation, effects.now, number)
+        return Call(keys.slot, ("ZREM", keys.own("out"), listed))

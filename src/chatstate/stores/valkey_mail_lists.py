@@ -109,7 +109,8 @@ async def _of_session(
     (members,) = await cluster.read([Call(keys.slot, ("ZRANGE", keys.own("out"), "-", "+", "BYLEX"))])
     places = [_place(member[18:]) for member in members]
     wanted = [place for place in places if query.conversation in (None, place[1])]
-    return await _shown(cluster, prefix, "outbox", wanted, statuses)
+    found = cast(list[OutboxEntry], await _shown(cluster, prefix, "outbox", wanted, statuses))
+    return [entry for entry in found if entry.user_session_id == query.user_session_id]
 
 
 def _place(text: bytes) -> tuple[str, str]:

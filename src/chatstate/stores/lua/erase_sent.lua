@@ -1,9 +1,14 @@
 -- What was to leave, or has left, is erased. That it was there stays known for a while: whoever puts messages there late
--- must not bring it back. Answers whether it was there, and the key that its channel gave it.
+-- must not bring it back. Answers whether it was there, and the key that its channel gave it; nothing when another session
+-- has a message with this key.
 local entry = entry_of(given.key)
 if entry and not LETTERS[entry.status] then
     confirm()
     return { 0, '' }
+end
+if entry and entry.session ~= given.session then
+    confirm()
+    return false
 end
 if entry then
     unlist(given.key, entry)

@@ -1,9 +1,10 @@
 -- Put a message into the outbox, unless it is known there, or was erased before it came. It stands behind all others of
--- its conversation, whatever the clocks say.
+-- its conversation, whatever the clocks say. Answers whether it is there, and not another one with its key.
 local entry = entry_of(given.key)
 if entry then
     confirm()
-    return 0
+    local new = given.entry
+    return entry.session == new.session and entry.age == new.age and entry.at == new.at and 1 or 0
 end
 
 local function is_behind(one, other)
