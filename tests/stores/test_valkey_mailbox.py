@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from chatstate.errors import OutcomeUnknown, StoreError
 from chatstate.mailbox import (
+    REMEMBERED_FOR,
     DueQuery,
     EraseMail,
     InboxEntry,
@@ -52,6 +53,7 @@ from chatstate.model import (
     Session,
     one_of,
 )
+from chatstate.stores import valkey_mail_lists as mail_lists
 from chatstate.stores.base import AnyWrite, all_readable
 from chatstate.stores.valkey import ValkeyStore
 from chatstate.stores.valkey_cluster import Call, Cluster
@@ -83,8 +85,12 @@ class FaultyCluster(Cluster):
         super().__init__(cluster.url)
         self.fault = fault
         self.reached, self.released = asyncio.Event(), asyncio.Event()
+        self.shards, self._by_slot = cluster.shards, cluster._by_slot
         self._cluster = cluster
         self._left = step
+
+    async def read(self, calls: Sequence[Call]) -> list[Any]:
+        return await self._cluster.read(calls)
 
     async def write(self, calls: Sequence[Call]) -> list[Any]:
         self._left -= 1
@@ -515,6 +521,28 @@ async def test_a_reply_with_a_key_that_is_known_is_listed_for_nobody(store: Valk
     lists = [key for key in await keys_in(store._cluster, store._prefix) if key.endswith(b"}:out")]
     assert lists == [SessionKeys(store._prefix, "s").own("out").encode()]
     assert await outbox(store) == ["k for s"]
+
+
+@pytest.mark.parametrize("fault", FAULTS[:3])
+async def test_a_sweep_that_was_stopped_is_finished_by_the_next_one(store: ValkeyStore, fault: Fault) -> None:
+    """Nothing is left that leads to a message that is forgotten."""
+    later = NOW + REMEMBERED_FOR
+    for step in range(1, MOST_STEPS):
+        place = in_place(store, f"{step}:")
+        await commit(place, receiving("m"))
+        await commit(place, settling("m", "s"))
+        for number in range(2):
+            sent = Progress(now=NOW, status="sent", key=f"m.{number}", provider_key=f"p{number}")
+            assert await commit(place, sent) == Settled(True)
+        faulty = FaultyCluster(place._cluster, step, fault)
+        with suppress(Died):
+            await mail_lists.sweep(faulty, place._prefix, later, KEEP, 10)
+        await mail_lists.sweep(place._cluster, place._prefix, later, KEEP, 10)
+        left = await keys_in(place._cluster, place._prefix)
+        assert [key for key in left if not key.endswith((b":arrived", b":asked"))] == [], step
+        if not faulty.reached.is_set():
+            return
+    raise AssertionError("there are more steps than were tried")
 
 
 # --- Everything at once -----------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from chatstate.stores.valkey_erasing import DROP_POINTER, Erasing
 from chatstate.stores.valkey_finishing import BELOW, box_call, left_text
 from chatstate.stores.valkey_keys import SessionKeys, time_text
 from chatstate.stores.valkey_lists import Bounds, first_members, look_into, of_all_slots
-from chatstate.stores.valkey_steps import Steps, carry_out
+from chatstate.stores.valkey_steps import Steps, carry_out, reply_to
 
 _LIST, _SHOW = script("list_box", "no-writes"), script("show_message", "no-writes")
 _DUE = script("due", "no-writes,allow-cross-slot-keys")
@@ -183,8 +183,8 @@ def _forgotten(mail: Erasing, prefix: str, name: Name, member: bytes) -> Steps[A
         pointer = Pointer(prefix, "in", key)
         replies = yield [run_script(DROP_POINTER, pointer.slot, [pointer.key], conversation)]
     else:
-        (shown,) = yield [Call(box.slot, ("HGET", box.own()[0], key))]
-        known = known_of(shown) if isinstance(shown, bytes) else {}
+        shown = yield from reply_to(Call(box.slot, ("HGET", box.own()[0], key)))
+        known = known_of(shown) if shown else {}
         calls = mail.drop_pointers(key, conversation, known.get("provider", ""))
         if session := known.get("session"):
             keys = SessionKeys(prefix, session)
