@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
-from chatstate.model import Retention, Version, VersionQuery
+from msgspec.structs import replace
+
+from chatstate.errors import StoreUnavailable
+from chatstate.mailbox import REMEMBERED_FOR
+from chatstate.model import IdempotencyKey, Retention, Version, VersionQuery
 from chatstate.stores.contract import NOW, saving
 from chatstate.stores.valkey import ValkeyStore
 from chatstate.stores.valkey_cluster import Call
 from chatstate.stores.valkey_keys import SessionKeys
-from tests.stores.test_valkey_mailbox import store
+from tests.stores.test_valkey_mailbox import FaultyCluster, in_place, receiving, settling, store
 
 __all__ = ["store"]  # a fixture
 
@@ -35,3 +40,23 @@ async def test_the_newest_versions_are_kept_though_versions_skip_after_a_failove
     assert [row.chat_state for row in cast(list[Version], await store.list(query))] == ["5", "4", "3"]
     await save("6")
     assert [row.version for row in cast(list[Version], await store.list(query))] == [1006, 1005, 4]
+
+
+class RefusingCluster(FaultyCluster):
+    """A cluster that takes no writes."""
+
+    async def write(self, calls: Sequence[Call]) -> list[Any]:
+        return [StoreUnavailable("a replica is away") for _ in calls]
+
+
+async def test_a_sweep_ends_though_what_it_finds_cannot_be_removed(store: ValkeyStore) -> None:
+    """Else it would begin again at once, and again, as long as one shard takes no writes."""
+    once = IdempotencyKey("key", b"digest")
+    saves = [replace(saving(name), expires_in=1, once=once) for name in "ab"]
+    await store.commit([*saves, *(receiving(key) for key in "ab"), *(settling(key, "a", 0) for key in "ab")])
+    other = in_place(store, "", RefusingCluster(store._cluster, 0, "is not sent"))
+    later = NOW + REMEMBERED_FOR
+    swept = await other.sweep(later, Retention(), None, 2)
+    assert (swept.sessions, swept.next) == (0, None)
+    swept = await store.sweep(later, Retention(), None, 2)
+    assert (swept.sessions, swept.next) == (2, "")

@@ -194,7 +194,7 @@ class ValkeyStore(Store):
         visits_since = retention.visits_since(now)
         if visits_since:
             others.append(await visits.sweep(self._cluster, self._prefix, visits_since, limit))
-        more = limit in (found, *others)
+        more = limit in (found, *others)  # what waits for its shard does not count, or the round would wait with it
         if retention.idle is None:
             return Swept(removed, "" if more else None)
         seen, idle = await sessions.sweep_idle(self._cluster, self._prefix, now, retention, after or "", limit)

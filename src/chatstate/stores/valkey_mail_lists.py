@@ -11,7 +11,6 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, cast
 
-from chatstate.errors import StoreError
 from chatstate.mailbox import REMEMBERED_FOR, DueQuery, InboxEntry, InboxQuery, OutboxEntry, OutboxQuery
 from chatstate.model import Retention, before
 from chatstate.stores.lua import script
@@ -32,7 +31,7 @@ from chatstate.stores.valkey_erasing import DROP_POINTER, Erasing
 from chatstate.stores.valkey_finishing import BELOW, box_call, left_text
 from chatstate.stores.valkey_keys import SessionKeys, time_text
 from chatstate.stores.valkey_lists import Bounds, first_members, look_into, of_all_slots
-from chatstate.stores.valkey_steps import Steps, carry_out, reply_to
+from chatstate.stores.valkey_steps import Steps, carry_out, reply_to, sure
 
 _LIST, _SHOW = script("list_box", "no-writes"), script("show_message", "no-writes")
 _DUE = script("due", "no-writes,allow-cross-slot-keys")
@@ -152,7 +151,8 @@ async def due(cluster: Cluster, prefix: str, query: DueQuery) -> list[str]:
 
 
 async def sweep(cluster: Cluster, prefix: str, now: datetime, retention: Retention, limit: int) -> int:
-    """Forget what has come to its end; of how many messages, at most."""
+    """Forget what has come to its end; of how many messages, at most, unless all of them have to wait for their
+    shards."""
     forget_since = before(now, REMEMBERED_FOR)
     kept_since = retention.visits_since(now)
     ends = {b"d": forget_since} | ({b"o": min(forget_since, kept_since)} if kept_since else {})
@@ -161,9 +161,8 @@ async def sweep(cluster: Cluster, prefix: str, now: datetime, retention: Retenti
         for letter, end in ends.items():
             bounds = Bounds(b"[" + letter, b"[" + letter + time_text(end).encode() + _BEHIND)
             members = await first_members(cluster, bucket_sets(prefix, name, "age"), bounds, limit)
-            steps = [_forgotten(mail, prefix, name, member) for member in members]
-            await carry_out(cluster, steps)
-            found.append(len(members))
+            outcomes = await carry_out(cluster, [_forgotten(mail, prefix, name, member) for member in members])
+            found.append(len(members) if None in outcomes else 0)
     return max(found)
 
 
@@ -174,7 +173,7 @@ async def sweep_fences(cluster: Cluster, prefix: str, limit: int) -> None:
     await carry_out(cluster, [_unfenced(mail, member.decode()) for member in fenced])
 
 
-def _forgotten(mail: Erasing, prefix: str, name: Name, member: bytes) -> Steps[Any]:
+def _forgotten(mail: Erasing, prefix: str, name: Name, member: bytes) -> Steps[None]:
     """Forget a message: first where it is. Whoever is interrupted is followed by the next sweep."""
     age = member[:16].decode()
     key, conversation = _place(member[16:])
@@ -192,9 +191,8 @@ def _forgotten(mail: Erasing, prefix: str, name: Name, member: bytes) -> Steps[A
                 Call(keys.slot, ("ZREM", keys.own("out"), left_text(key, conversation, known["age"], known["at"])))
             )
         replies = yield calls
-    if not any(isinstance(reply, StoreError) for reply in replies):
-        yield [box_call(_SWEEP, box, {"key": key, "age": age})]
-    return None
+    sure(replies)
+    yield from reply_to(box_call(_SWEEP, box, {"key": key, "age": age}))
 
 
 def _unfenced(mail: Erasing, session: str) -> Steps[Any]:

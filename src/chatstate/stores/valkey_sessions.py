@@ -413,10 +413,12 @@ def until(now: datetime) -> Bounds:
 async def sweep_ended(
     cluster: Cluster, prefix: str, now: datetime, retention: Retention, limit: int
 ) -> tuple[int, int]:
-    """Remove sessions whose own expiry has come; how many were found, and removed."""
+    """Remove sessions whose own expiry has come; how many were found, unless all of them have to wait for
+    their shards, and how many were removed."""
     found = await first_members(cluster, of_all_slots(prefix, "ends"), until(now), limit)
     ids = {member[15:].decode(): member for member in found}
-    return len(found), await _removed(cluster, prefix, ids, now, retention)
+    removed = await _removed(cluster, prefix, ids, now, retention)
+    return len(found) if removed else 0, sum(removed)
 
 
 async def sweep_idle(
@@ -428,10 +430,14 @@ async def sweep_idle(
     heads = await cluster.read([head_call(prefix, name) for name in ids])
     gone = Gone(now, retention)
     expired = {name: b"" for name, head in zip(ids, heads, strict=True) if head and gone(head)}
-    return ids, await _removed(cluster, prefix, expired, now, retention)
+    return ids, sum(await _removed(cluster, prefix, expired, now, retention))
 
 
-async def _removed(cluster: Cluster, prefix: str, found: dict[str, bytes], now: datetime, retention: Retention) -> int:
+async def _removed(
+    cluster: Cluster, prefix: str, found: dict[str, bytes], now: datetime, retention: Retention
+) -> list[int]:
+    """1 for each of these sessions that was removed, 0 for one that had not expired; nothing for one that has to wait
+    for its shard."""
     idle_since = retention.idle_since(now)
     moment = (time_text(now), time_text(idle_since) if idle_since else "")
     calls = []
@@ -439,18 +445,22 @@ async def _removed(cluster: Cluster, prefix: str, found: dict[str, bytes], now: 
         keys = SessionKeys(prefix, name)
         own = [keys.own(part) for part in ("s", "v", "r")] + [keys.of_slot(part) for part in ("ids", "active", "ends")]
         calls.append(run_script(_SWEEP, keys.slot, own, name, *moment, member))
-    return sum(reply for reply in await cluster.write(calls) if isinstance(reply, int))
+    return await _answers(cluster, calls)
+
+
+async def _answers(cluster: Cluster, calls: Sequence[Call]) -> list[int]:
+    """The replies, without those of shards that take no writes now."""
+    return [reply for reply in await cluster.write(calls) if isinstance(reply, int)]
 
 
 async def sweep_remembered(cluster: Cluster, prefix: str, now: datetime, limit: int) -> int:
-    """Forget idempotency keys; how many."""
+    """Forget idempotency keys; how many were found, unless all of them have to wait for their shards."""
     found = await first_members(cluster, of_all_slots(prefix, "keys"), until(now), limit)
     calls = []
     for member in found:
         user_session_id, _, field = member[15:].decode().partition("\0")
         calls.append(forget_call(prefix, user_session_id, field, member[:15]))
-    await cluster.write(calls)
-    return len(found)
+    return len(found) if await _answers(cluster, calls) else 0
 
 
 def forget_call(prefix: str, user_session_id: str, field: str, ends: bytes = b"") -> Call:
