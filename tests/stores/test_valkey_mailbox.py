@@ -545,6 +545,23 @@ async def test_a_sweep_that_was_stopped_is_finished_by_the_next_one(store: Valke
     raise AssertionError("there are more steps than were tried")
 
 
+async def test_what_a_session_knows_of_a_message_ends_wherever_its_turn_was_stopped(store: ValkeyStore) -> None:
+    """It has the texts of replies until the message is done, and nobody comes for one that is."""
+    for step in range(1, MOST_STEPS):
+        place = in_place(store, f"{step}:")
+        await commit(place, receiving("m"))
+        reached = await Interrupted(place, turn("m", "s"), step, "dies after").begin()
+        await commit(place, turn("m", "s"))
+        await mail_lists.sweep(place._cluster, place._prefix, NOW + REMEMBERED_FOR, KEEP, 10)
+        mark = SessionKeys(place._prefix, "s").own("m:m").encode()
+        at = (await keys_in(place._cluster, place._prefix))[mark]
+        assert await place._cluster.ask(at, "TTL", mark) > 0, step
+        assert b"reply" not in await place._cluster.ask(at, "GET", mark), step
+        if not reached:
+            return
+    raise AssertionError("there are more steps than were tried")
+
+
 # --- Everything at once -----------------------------------------------------------------------------------------------
 
 RUNS = int(os.environ.get("CHATSTATE_TEST_RUNS") or 1)

@@ -17,7 +17,7 @@ from chatstate.stores.lua import script
 from chatstate.stores.valkey_boxes import WAITING, WIDTH, Box, Pointer
 from chatstate.stores.valkey_cluster import Call, run_script
 from chatstate.stores.valkey_keys import SessionKeys
-from chatstate.stores.valkey_steps import Steps, sure
+from chatstate.stores.valkey_steps import Steps, reply_to, sure
 
 MARK_SECONDS = 10 * 86_400
 """How long it is known that a session has taken in a message that is done. Longer than any write is on its way."""
@@ -126,8 +126,11 @@ class Finishing:
         given = {"verb": "finish", "key": key, "status": effects.status}
         sure((yield [box_call(END, self._inbox(conversation), given)]))
         if home is not None:
-            slot = SessionKeys(self._prefix, home).slot
-            sure((yield [run_script(_CLOSE_MARK, slot, [self._mark(home, key)], MARK_SECONDS)]))
+            yield from reply_to(self.mark_closed(home, key))
+
+    def mark_closed(self, home: str, key: str) -> Call:
+        """Have the session forget what a message that is done has made leave; and after a while, that it took it in."""
+        return run_script(_CLOSE_MARK, SessionKeys(self._prefix, home).slot, [self._mark(home, key)], MARK_SECONDS)
 
     def _leave(self, effects: Effects, home: str | None, fence: tuple[str, str] | None) -> Steps[None]:
         """Have the lists of other sessions say what is to leave for them; a list that is erased, for what is erased."""

@@ -178,20 +178,21 @@ def _forgotten(mail: Erasing, prefix: str, name: Name, member: bytes) -> Steps[N
     age = member[:16].decode()
     key, conversation = _place(member[16:])
     box = Box(prefix, name, conversation)
+    shown = yield from reply_to(Call(box.slot, ("HGET", box.own()[0], key)))
+    known = known_of(shown) if shown else {}
     if name == "inbox":
         pointer = Pointer(prefix, "in", key)
-        replies = yield [run_script(DROP_POINTER, pointer.slot, [pointer.key], conversation)]
+        calls = [run_script(DROP_POINTER, pointer.slot, [pointer.key], conversation)]
+        if home := known.get("home"):
+            calls.append(mail.mark_closed(home, key))
     else:
-        shown = yield from reply_to(Call(box.slot, ("HGET", box.own()[0], key)))
-        known = known_of(shown) if shown else {}
         calls = mail.drop_pointers(key, conversation, known.get("provider", ""))
         if session := known.get("session"):
             keys = SessionKeys(prefix, session)
             calls.append(
                 Call(keys.slot, ("ZREM", keys.own("out"), left_text(key, conversation, known["age"], known["at"])))
             )
-        replies = yield calls
-    sure(replies)
+    sure((yield calls))
     yield from reply_to(box_call(_SWEEP, box, {"key": key, "age": age}))
 
 

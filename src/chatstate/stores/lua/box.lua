@@ -108,9 +108,11 @@ local function show_head()
     end
 end
 
--- A message that has arrived is done, and what it said is not kept any longer.
+-- A message that has arrived is done, and what it said is not kept any longer. Which session has the mark of it, is: if
+-- nobody comes to close that, the sweep does.
 local function finish(key, entry, status)
     unlist(key, entry)
+    entry.home = entry.session
     entry.status, entry.error, entry.session, entry.decided = status, '', nil, nil
     redis.call('HDEL', TEXT, key)
     enlist(key, entry)
