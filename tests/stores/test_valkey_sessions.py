@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+from msgspec import msgpack
 from msgspec.structs import replace
 
 from chatstate.errors import StoreUnavailable
@@ -40,6 +41,35 @@ async def test_the_newest_versions_are_kept_though_versions_skip_after_a_failove
     assert [row.chat_state for row in cast(list[Version], await store.list(query))] == ["5", "4", "3"]
     await save("6")
     assert [row.version for row in cast(list[Version], await store.list(query))] == [1006, 1005, 4]
+
+
+class CountingCluster(FaultyCluster):
+    """A cluster that counts the bytes of what it reads."""
+
+    read_bytes = 0
+
+    async def read(self, calls: Sequence[Call]) -> list[Any]:
+        replies = await super().read(calls)
+        self.read_bytes += len(msgpack.encode(replies))
+        return replies
+
+
+async def test_of_a_long_history_only_the_versions_that_are_asked_for_are_read(store: ValkeyStore) -> None:
+    """A state may have a megabyte, and a history thousands of them."""
+    for number in range(20):
+        await store.commit([saving("s", f"{number}" * 10_000)], Retention(history=20))
+    counting = CountingCluster(store._cluster, 0, "is not sent")
+    other = in_place(store, "", counting)
+    asked: list[tuple[dict[str, Any], list[int]]] = [
+        ({"version": 7}, [7]),
+        ({"before": 4, "limit": 1}, [3]),
+        ({"limit": 2}, [20, 19]),
+    ]
+    for given, numbers in asked:
+        counting.read_bytes = 0
+        found = cast(list[Version], await other.list(VersionQuery(user_session_id="s", now=NOW, **given)))
+        assert [row.version for row in found] == numbers
+        assert counting.read_bytes < 100_000
 
 
 class RefusingCluster(FaultyCluster):

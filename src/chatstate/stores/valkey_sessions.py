@@ -287,27 +287,37 @@ async def remembered(cluster: Cluster, prefix: str, query: RememberedQuery) -> l
 
 async def versions(cluster: Cluster, prefix: str, query: VersionQuery) -> list[Version]:
     keys = SessionKeys(prefix, query.user_session_id)
-    calls = [Call(keys.slot, ("GET", keys.own("s"))), Call(keys.slot, ("HGETALL", keys.own("v")))]
-    text, flat = await cluster.read(calls)
+    calls = [Call(keys.slot, ("GET", keys.own("s"))), Call(keys.slot, ("HKEYS", keys.own("v")))]
+    text, fields = await cluster.read(calls)
     if not text or Gone(query.now, query.retention)(text):
         return []
     current = session_of(query.user_session_id, text)
-    found = [
-        _version(current.session_id, current.version, current.last_activity, current.updated_at, current.chat_state)
-    ]
-    for field, packed in zip(flat[::2], flat[1::2], strict=True):
-        session_id, active, saved, state = msgpack.decode(packed)
-        if session_id == current.session_id and int(field) < current.version:
-            found.append(_version(session_id, int(field), time_of(active), time_of(saved), state))
-    found.sort(key=lambda version: version.version, reverse=True)
-    wanted = [version for version in found if _is_wanted(version, query)][: query.limit]
-    return wanted if query.with_state else [_without_state(version) for version in wanted]
+    times = (current.last_activity, current.updated_at)
+    first = _version(current.session_id, current.version, *times, current.chat_state)
+    found = [first] if _is_wanted(current.version, query) else []
+    older = sorted((int(field) for field in fields if int(field) < current.version), reverse=True)
+    wanted = [number for number in older if _is_wanted(number, query)]
+    found += await _recorded(cluster, keys, current.session_id, wanted[: query.limit - len(found)])
+    return found if query.with_state else [_without_state(version) for version in found]
 
 
-def _is_wanted(version: Version, query: VersionQuery) -> bool:
-    if query.version is not None and version.version != query.version:
+async def _recorded(cluster: Cluster, keys: SessionKeys, session_id: str, numbers: Sequence[int]) -> list[Version]:
+    """These versions from the history, in order; of those that are still there."""
+    if not numbers:
+        return []
+    (texts,) = await cluster.read([Call(keys.slot, ("HMGET", keys.own("v"), *numbers))])
+    found = []
+    for number, packed in zip(numbers, texts, strict=True):
+        of, active, saved, state = msgpack.decode(packed) if packed else ("", "", "", "")
+        if of == session_id:
+            found.append(_version(session_id, number, time_of(active), time_of(saved), state))
+    return found
+
+
+def _is_wanted(number: int, query: VersionQuery) -> bool:
+    if query.version is not None and number != query.version:
         return False
-    return query.before is None or version.version < query.before
+    return query.before is None or number < query.before
 
 
 def _version(session_id: str, version: int, active: datetime, saved: datetime, state: str) -> Version:
