@@ -20,7 +20,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import cycle, product
 from typing import Any
 
+from msgspec.structs import replace
+
 from chatstate.errors import ChatStateError, StoreError, StoreUnavailable, WriteRefused
+from chatstate.mailbox import OutboxQuery
 from chatstate.model import (
     ABSENT,
     ANYTHING,
@@ -29,9 +32,11 @@ from chatstate.model import (
     Delete,
     Deleted,
     Expect,
+    IdempotencyKey,
     Save,
     Session,
     Tag,
+    VersionQuery,
     Write,
     none_of,
     one_of,
@@ -45,7 +50,7 @@ from chatstate.stores.row_contract import RowChecks
 from chatstate.stores.stored_contract import StoredChecks
 from chatstate.stores.turn_contract import TurnChecks
 from chatstate.stores.visit_contract import VisitChecks
-from chatstate.visit import EraseVisits
+from chatstate.visit import EraseVisits, VisitQuery
 
 OpenStore = Callable[[], Awaitable[Store]]
 
@@ -329,6 +334,28 @@ class Contract(TurnChecks, VisitChecks, RecordChecks, MailboxChecks, StoredCheck
             else:
                 raise AssertionError(f"the store took {bad!r}")
         assert (await self.commit(saving(self.id(1)))).is_new
+
+    async def an_id_that_no_store_can_keep_is_refused(self) -> None:
+        """With an error of ours, whatever the driver raises; and with it all that came along."""
+        lone = f"{self.prefix}lone \ud800"
+        plain: dict[str, Any] = {"user_session_id": lone, "now": NOW}
+        once = replace(saving(self.id(2)), once=IdempotencyKey(lone, b"digest"))
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: self.one.commit([saving(self.id(1)), saving(lone)]),
+            lambda: self.one.commit([saving(self.id(1)), deleting(lone)]),
+            lambda: self.one.commit([saving(self.id(1)), once]),
+            lambda: self.one.load([lone], NOW),
+            lambda: self.one.list(VersionQuery(**plain)),
+            lambda: self.one.list(OutboxQuery(**plain)),
+            lambda: self.one.list(VisitQuery(user_session_id=lone)),
+        ]
+        for number, call in enumerate(calls):
+            try:
+                await call()
+            except WriteRefused:
+                continue
+            raise AssertionError(f"call {number} took a lone surrogate")
+        assert await self.other.load([self.id(1), self.id(2)], NOW) == {}
 
     async def no_update_is_lost(self) -> None:
         """Many writers read, append and save conditionally; what was acknowledged is there, once each, in order."""

@@ -7,11 +7,12 @@ on their disks (`chatstate.stores.valkey_cluster`). What spans slots is made of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from chatstate.errors import SchemaMismatch, StoreError, StoreUnavailable, StoreUnreachable
+from chatstate.errors import SchemaMismatch, StoreError, StoreUnavailable, StoreUnreachable, WriteRefused
 from chatstate.mailbox import DueQuery, InboxQuery, MailWrite, OutboxQuery
 from chatstate.model import (
     KEEP,
@@ -114,7 +115,8 @@ class ValkeyStore(Store):
         )
 
     async def load(self, ids: Sequence[str], now: datetime, retention: Retention = KEEP) -> Mapping[str, Session]:
-        return await sessions.load(self._cluster, self._prefix, ids, now, retention)
+        with _refusing():
+            return await sessions.load(self._cluster, self._prefix, ids, now, retention)
 
     async def commit(self, writes: Sequence[AnyWrite], retention: Retention = KEEP) -> Sequence[Outcome]:
         return await self._hints.after(writes, self._committed(writes, retention))
@@ -123,6 +125,8 @@ class ValkeyStore(Store):
         if all(isinstance(write, RowWrite) for write in writes):
             return await valkey_rows.apply_rows(self._cluster, self._prefix, writes)  # type: ignore[arg-type]
         if all(isinstance(write, Write) and not _moves_mail(write) for write in writes):
+            for write in writes:
+                sessions.check(write)  # type: ignore[arg-type]
             calls = [sessions.write_call(self._prefix, write, retention) for write in writes]  # type: ignore[arg-type]
             replies = await self._cluster.write(calls)
             return [_outcome(write, reply) for write, reply in zip(writes, replies, strict=True)]
@@ -149,9 +153,9 @@ class ValkeyStore(Store):
         return steps
 
     def _session_steps(self, write: Write, retention: Retention) -> Steps[Outcome]:
+        sessions.check(write)
         if isinstance(write, Save) and write.settles:
             mailbox.check(write.settles)
-            sessions.check_text(write.chat_state or "")
             return self._mail.turn(write, retention)
         if isinstance(write, Delete) and write.erases:
             mailbox.check(write.erases)
@@ -175,7 +179,8 @@ class ValkeyStore(Store):
             UserSessionQuery: visits.user_sessions,
             StoredQuery: stored.stored,
         }
-        rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
+        with _refusing():
+            rows: Sequence[Row] = await listing[type(query)](self._cluster, self._prefix, query)
         return rows
 
     def watch(self, changed: Changed, written: Written | None = None, sealing: Sealing | None = None) -> Feed:
@@ -201,6 +206,15 @@ class ValkeyStore(Store):
         if len(seen) == limit:
             return Swept(removed + idle, seen[-1])
         return Swept(removed + idle, (seen[-1] if seen else after or "") if more else None)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raises `WriteRefused` when what is asked for has a name that no store can keep."""
+    try:
+        yield
+    except UnicodeEncodeError:
+        raise WriteRefused("The store cannot keep lone surrogates.") from None
 
 
 def _moves_mail(write: Save | Delete) -> bool:

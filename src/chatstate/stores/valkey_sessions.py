@@ -68,6 +68,17 @@ def check_text(text: str) -> None:
             raise WriteRefused("The store cannot keep lone surrogates.") from None
 
 
+def check(write: Write) -> None:
+    """Raises `WriteRefused` for what no store can keep."""
+    texts = [write.user_session_id]
+    if write.once:
+        texts += [write.once.key, write.once.caller]
+    if isinstance(write, Save):
+        texts.append(write.chat_state or "")
+    for text in texts:
+        check_text(text)
+
+
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +166,7 @@ async def tags(cluster: Cluster, prefix: str, query: TagQuery) -> list[Tagged]:
 def write_call(
     prefix: str, write: Write, retention: Retention, more: dict[str, Any] | None = None, more_keys: Sequence[str] = ()
 ) -> Call:
-    """The script that carries out this write. Raises `WriteRefused` for what no store can keep.
+    """The script that carries out this write, of which all can be kept (`check`).
 
     more       what else is asked of the script: a message that is settled, or a fence that is put up
     more_keys  the keys for that
@@ -180,7 +191,6 @@ def write_call(
     if isinstance(write, Save):
         what = _SAVE
         state = write.chat_state or ""
-        check_text(state)
         given |= {
             "has_state": write.chat_state is not None,
             "session_id": write.new_session_id,
@@ -197,7 +207,7 @@ def write_call(
 
 
 def write(prefix: str, write: Write, retention: Retention) -> Steps[Any]:
-    """Carry out one write. Raises `WriteRefused` for what no store can keep."""
+    """Carry out one write, of which all can be kept (`check`)."""
     return outcome_of(write, (yield from reply_to(write_call(prefix, write, retention))))
 
 
