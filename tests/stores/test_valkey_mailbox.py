@@ -89,8 +89,8 @@ class FaultyCluster(Cluster):
         self._cluster = cluster
         self._left = step
 
-    async def read(self, calls: Sequence[Call]) -> list[Any]:
-        return await self._cluster.read(calls)
+    async def read_some(self, calls: Sequence[Call]) -> list[Any]:
+        return await self._cluster.read_some(calls)
 
     async def write(self, calls: Sequence[Call]) -> list[Any]:
         self._left -= 1
@@ -590,8 +590,8 @@ class UnreliableCluster(Cluster):
             raise Died
         return [OutcomeUnknown() for _ in calls] if fate < 0.12 else replies
 
-    async def read(self, calls: Sequence[Call]) -> list[Any]:
-        return await self._cluster.read(calls)
+    async def read_some(self, calls: Sequence[Call]) -> list[Any]:
+        return await self._cluster.read_some(calls)
 
 
 class History:

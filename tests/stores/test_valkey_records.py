@@ -23,10 +23,10 @@ class Counting(Cluster):
 
     rounds = calls = 0
 
-    async def read(self, calls: Sequence[Call]) -> list[Any]:
+    async def read_some(self, calls: Sequence[Call]) -> list[Any]:
         self.rounds += bool(calls)
         self.calls += len(calls)
-        return await super().read(calls)
+        return await super().read_some(calls)
 
 
 @pytest.fixture

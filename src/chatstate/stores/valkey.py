@@ -235,6 +235,7 @@ def _durability(shards: Sequence[Shard], allow_unsafe: bool) -> str:
         f"({least} at least)."
     )
     away = sum(bool(shard.away) for shard in shards)
-    return (
-        f"{text} Now replicas of {away} shards are away: saves there are refused until they are back." if away else text
-    )
+    if not away:
+        return text
+    places = "1 shard" if away == 1 else f"{away} shards"
+    return f"{text} Replicas of {places} are away now: saves there are refused until they are back."
