@@ -383,13 +383,14 @@ def test_a_bad_value_is_the_end(tmp_path: Path) -> None:
 )
 def test_a_bot_that_cannot_be_found(place: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bots.py").write_text("def plain(turn): ...\n")
-    assert f"chatstate: --bot {place}: {message}" in mistake(tmp_path, "serve", "--bot", place)
-    assert f"chatstate: --bot {place}: {message}" in mistake(tmp_path, "serve", CHATSTATE_BOT=place)
+    port = str(free_port())
+    assert f"chatstate: --bot {place}: {message}" in mistake(tmp_path, "serve", "--bot", place, PORT=port)
+    assert f"chatstate: --bot {place}: {message}" in mistake(tmp_path, "serve", CHATSTATE_BOT=place, PORT=port)
 
 
 def test_an_account_of_which_something_is_missing(tmp_path: Path) -> None:
     some = {"CHATSTATE_WHATSAPP_APP_SECRET": "hunter2", "CHATSTATE_WHATSAPP_VERIFY_TOKEN": "hunter3"}
-    output = mistake(tmp_path, "serve", **some)
+    output = mistake(tmp_path, "serve", PORT=str(free_port()), **some)
     assert (
         "CHATSTATE_WHATSAPP_APP_SECRET is set, so WhatsApp wants these, too: CHATSTATE_WHATSAPP_ACCESS_TOKEN, "
         "CHATSTATE_WHATSAPP_PHONE_NUMBER_ID."
