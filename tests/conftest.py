@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,13 +39,15 @@ def pytest_sessionstart() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Have `tmp_path` in memory, with the SQLite files of the tests; --basetemp and TMPDIR have it elsewhere. And have
-    clients begin at once."""
+    clients begin at once, and Ctrl+C end what is started."""
     folder = memory_folder()
     if folder and not config.option.basetemp:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder))  # pytest's only setting for the parent
     # No test talks to another machine. Reading whom to trust there would take each new client 40 ms.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; programs inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 gc.disable()
