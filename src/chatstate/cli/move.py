@@ -239,7 +239,7 @@ async def _open(settings: Settings, side: str, url: str, owner: bool) -> AsyncIt
             await store.open()
             await store.status()
         except (StoreUnreachable, StoreUnavailable) as error:
-            new = " If it is new, make its tables first: chatstate migrate --store URL" if owner else ""
+            new = "\nIf it is new, make its tables first: chatstate migrate --store URL" if owner else ""
             raise StartError(f"{side}: {error.message}{new}") from error
         yield store.inner
     finally:
